@@ -1,0 +1,119 @@
+//! The trait of coarse fused ops.
+//!
+//! Two phases. *Load*: weights are handed over once and come back as ids; buffers and the KV pool are
+//! made once. *Step*: `begin(batch)`, ops, reads. A buffer remembers how many rows it holds: `embed`
+//! sets the batch's rows, `gather` the rows it picked, every other op passes on its input's.
+//!
+//! Activations between ops are f32 rows on the CPU; what a backend rounds inside an op (bf16 inputs of
+//! a dot product, int8 activations of a quantized linear) is a function of the row alone.
+
+use crate::{
+    AttentionShape, Batch, HostTensor, KernelError, KvShape, SampleRow, Sampled, WeightForm,
+};
+
+/// A packed linear weight (`[out, in]`, possibly several stacked), also usable as embedding table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinearId(pub(crate) usize);
+/// A vector held as f32: norm weight or bias.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VectorId(pub(crate) usize);
+/// A table of rotary frequencies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RopeId(pub(crate) usize);
+/// A matrix of activations in the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BufferId(pub(crate) usize);
+
+/// What runs the ops, for the log, `quire doctor` and bench results.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// `reference` or `cpu`.
+    pub name: &'static str,
+    /// `f64`, `avx512-bf16-vnni`, `avx2-fma`, `portable`, …
+    pub isa: &'static str,
+    pub threads: usize,
+}
+
+/// Rotary frequencies: dimension pair `i` of `0..inv_freq.len()` turns by `position * inv_freq[i]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeTable {
+    /// One per rotated pair; fewer than `head_dim / 2` means partial rotary.
+    pub inv_freq: Vec<f64>,
+    /// Multiplies cos and sin (yarn and longrope's attention factor), else 1.
+    pub magnitude: f64,
+    /// Positions to tabulate.
+    pub positions: usize,
+}
+
+/// Parameters of [`Backend::rope_store`].
+#[derive(Clone, Copy, Debug)]
+pub struct RopeStore {
+    pub shape: AttentionShape,
+    /// `None` for layers without positions (SmolLM3's NoPE layers).
+    pub rope: Option<RopeId>,
+    /// Per-head rmsnorm of q and k before rotation (Qwen3).
+    pub q_norm: Option<VectorId>,
+    pub k_norm: Option<VectorId>,
+    pub eps: f32,
+}
+
+/// The ops of a decoder-only transformer, fused as far as their data allows.
+pub trait Backend: Send {
+    fn info(&self) -> BackendInfo;
+
+    // ---- load
+
+    /// Packs `parts` stacked along their rows (q|k|v, gate|up) into one linear weight.
+    fn linear_weight(&mut self, parts: &[HostTensor<'_>], form: WeightForm) -> Result<LinearId, KernelError>;
+    /// Stacks `parts` (each one row) into one f32 vector.
+    fn vector(&mut self, parts: &[HostTensor<'_>]) -> Result<VectorId, KernelError>;
+    fn rope_table(&mut self, table: &RopeTable) -> Result<RopeId, KernelError>;
+    /// A buffer of at most `rows_max` rows of `cols` f32.
+    fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError>;
+    /// Allocates the page pool; once.
+    fn kv_pool(&mut self, shape: KvShape) -> Result<(), KernelError>;
+    /// Bytes held by weights so far.
+    fn weight_bytes(&self) -> u64;
+
+    // ---- step
+
+    /// Starts a step. The batch is copied; workers wake.
+    fn begin(&mut self, batch: &Batch<'_>);
+    /// `out[r] = table[token_r]`.
+    fn embed(&mut self, table: LinearId, out: BufferId);
+    /// `out = rmsnorm(x) * weight`.
+    fn rmsnorm(&mut self, x: BufferId, weight: VectorId, eps: f32, out: BufferId);
+    /// `residual += delta; out = rmsnorm(residual) * weight`.
+    fn add_rmsnorm(&mut self, residual: BufferId, delta: BufferId, weight: VectorId, eps: f32, out: BufferId);
+    /// `out = x · weightᵀ (+ bias)`.
+    fn linear(&mut self, x: BufferId, weight: LinearId, bias: Option<VectorId>, out: BufferId);
+    /// On fused `[q | k | v]` rows: norm and rotate q and k by position, in place; write k and v into
+    /// their pages of `layer`.
+    fn rope_store(&mut self, qkv: BufferId, layer: usize, spec: &RopeStore);
+    /// Attention of the q part of `qkv` over the pages of `layer`, causal, into `out` (`q_cols` wide).
+    fn attend(&mut self, qkv: BufferId, layer: usize, shape: &AttentionShape, out: BufferId);
+    /// On fused `[gate | up]` rows: `out = silu(gate) * up`.
+    fn silu_mul(&mut self, gate_up: BufferId, out: BufferId);
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, x: BufferId, rows: &[u32], out: BufferId);
+    /// Draws one token per row of `logits`; `rows[i]` speaks of row `i`.
+    fn sample(&mut self, logits: BufferId, rows: &[SampleRow<'_>]) -> Vec<Sampled>;
+    /// Ends a step; workers go to sleep.
+    fn end(&mut self);
+
+    // ---- outside the hot path
+
+    /// The rows that `buffer` holds now.
+    fn read(&self, buffer: BufferId) -> Vec<f32>;
+    /// Overwrites the live rows of `buffer` (tests).
+    fn write(&mut self, buffer: BufferId, rows: usize, data: &[f32]);
+    /// Copies whole pages inside the pool.
+    fn page_copy(&mut self, pairs: &[(u32, u32)]);
+    /// Overwrites whole pages with zeros.
+    fn page_zero(&mut self, pages: &[u32]);
+    /// True if every byte of these pages is zero.
+    fn page_scan(&self, pages: &[u32]) -> bool;
+    /// The raw bytes of one page, for tiers and tests.
+    fn page_read(&self, page: u32) -> Vec<u8>;
+    fn page_write(&mut self, page: u32, bytes: &[u8]);
+}
