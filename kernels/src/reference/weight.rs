@@ -1,0 +1,88 @@
+//! Weights of the reference backend: quantized by the house's rules, then widened to f64.
+
+use crate::{HostTensor, KernelError, WeightForm};
+
+/// Values that share one scale, along k.
+const GROUP: usize = 32;
+
+/// A dense `[rows, cols]` matrix.
+#[derive(Debug, Default)]
+pub(super) struct Weight {
+    cols: usize,
+    data: Vec<f64>,
+}
+
+impl Weight {
+    pub(super) fn stack(parts: &[HostTensor<'_>], form: WeightForm) -> Result<Self, KernelError> {
+        let cols = parts.first().map_or(0, HostTensor::cols);
+        if let Some(odd) = parts.iter().find(|p| p.cols() != cols) {
+            return Err(KernelError::Columns(cols, odd.cols()));
+        }
+        let mut data = Vec::new();
+        for row in parts.iter().flat_map(widened_rows) {
+            data.extend(row.chunks(GROUP).flat_map(|group| represented(group, form)));
+        }
+        Ok(Self { cols, data })
+    }
+    pub(super) fn row(&self, r: usize) -> &[f64] {
+        &self.data[r * self.cols..(r + 1) * self.cols]
+    }
+    pub(super) fn len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// The rows of a host tensor as f32.
+pub(super) fn widened_rows(tensor: &HostTensor<'_>) -> Vec<Vec<f32>> {
+    let read = |r| {
+        let mut row = vec![0.0; tensor.cols()];
+        tensor.read_row(r, &mut row);
+        row
+    };
+    (0..tensor.rows()).map(read).collect()
+}
+
+/// What `form` makes of one group of weights.
+fn represented(group: &[f32], form: WeightForm) -> Vec<f64> {
+    let each = |f: &dyn Fn(f32) -> f32| group.iter().map(|&w| f64::from(f(w))).collect();
+    match form {
+        WeightForm::F32 => each(&|w| w),
+        WeightForm::F16 => each(&|w| half::f16::from_f32(w).to_f32()),
+        WeightForm::Bf16 => each(&|w| half::bf16::from_f32(w).to_f32()),
+        WeightForm::Q8 => {
+            let absmax = group.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+            quantized(group, absmax / 127.0, |x| x.round_ties_even().clamp(-127.0, 127.0))
+        }
+        WeightForm::Q4 => {
+            // The value of largest magnitude, with its sign, maps to −8: the grid has one more step there.
+            let peak = group.iter().fold(0.0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
+            quantized(group, peak / -8.0, |x| (x + 8.5).floor().min(15.0) - 8.0)
+        }
+    }
+}
+
+fn quantized(group: &[f32], scale: f32, to_grid: impl Fn(f32) -> f32) -> Vec<f64> {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    group.iter().map(|w| f64::from(to_grid(w * inverse)) * f64::from(scale)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn q4_maps_the_signed_peak_to_minus_eight() {
+        let got = represented(&[-1.0, 0.5, 0.9, 0.0], WeightForm::Q4);
+        assert_eq!(got, [-1.0, 0.5, 0.875, 0.0]);
+        let got = represented(&[1.0, -0.5, -0.9, 0.0], WeightForm::Q4);
+        assert_eq!(got, [1.0, -0.5, -0.875, 0.0]);
+    }
+
+    #[test]
+    fn q8_maps_the_largest_magnitude_to_127() {
+        let got = represented(&[-12.7, 6.34, 0.0], WeightForm::Q8);
+        for (got, want) in got.iter().zip([-12.7, 6.3, 0.0]) {
+            assert!((got - want).abs() < 1e-6, "{got} is not {want}");
+        }
+    }
+}
