@@ -1,0 +1,53 @@
+//! The executor contract: plans in, results out, asynchronously and in order.
+//!
+//! `submit` returns at once; the result arrives through [`Sink`]. The scheduler keeps at most
+//! [`Executor::depth`] steps in flight, so planning overlaps with execution. Executors: `Cpu` (a thread
+//! that runs the model), `Sim` (a function of the tokens, no model), later `Cuda`.
+
+use base::StepId;
+
+use crate::plan::{StepPlan, StepResult};
+
+/// Why a step gave no result. The step's sequences fail; the executor is restarted.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StepError {
+    #[error("step {step} panicked: {message}")]
+    Panic { step: StepId, message: String },
+    #[error("the executor is gone")]
+    Gone,
+}
+
+/// Where results go; called from the executor's thread.
+pub type Sink = Box<dyn Fn(Result<StepResult, StepError>) + Send>;
+
+/// What the scheduler must know to plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorShape {
+    /// Pages of the device pool.
+    pub pages: u32,
+    pub page_tokens: u32,
+    /// Most tokens (rows) of one step; buffers are planned for it.
+    pub step_tokens_max: u32,
+    /// Most sequences of one step.
+    pub step_seqs_max: u32,
+    pub vocab: u32,
+    /// Longest sequence, prompt and output together.
+    pub positions_max: u32,
+    /// Identifies the arithmetic (weights, config, layout) in page names.
+    pub model: base::ModelDigest,
+    pub layout: [u8; 32],
+}
+
+/// Runs steps.
+pub trait Executor: Send {
+    fn shape(&self) -> ExecutorShape;
+    /// Where results go from now on; called once before the first `submit`.
+    fn connect(&mut self, sink: Sink);
+    /// Steps that may be in flight at once (1 = no overlap, 2 = plan while executing).
+    fn depth(&self) -> usize;
+    /// Queues a step. Never blocks; steps run in order. After an error on a step, every later step
+    /// fails with [`StepError::Gone`] until [`Executor::restart`].
+    fn submit(&mut self, plan: StepPlan);
+    /// After a failed step: drops per-sequence state and comes back with an empty KV pool.
+    fn restart(&mut self) -> Result<(), StepError>;
+}

@@ -1,0 +1,74 @@
+//! The engine's counters, written by the scheduler thread and read by `/metrics`. Plain atomics: the
+//! scheduler takes no lock, and a scrape never waits for a step.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::engine::Health;
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Gauges and counters of one engine.
+        #[derive(Debug, Default)]
+        pub struct EngineStats {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+            health: AtomicU8,
+        }
+    };
+}
+
+stats! {
+    /// Gauge: admitted and not yet ended.
+    in_flight,
+    /// Gauge: in a step or between steps.
+    running,
+    /// Gauge: admitted, not yet started (or preempted).
+    waiting,
+    pages_total,
+    /// Gauge: pages that no sequence uses and no prefix occupies.
+    pages_free,
+    /// Gauge: pages that hold reusable prefixes and are not leased.
+    pages_cached,
+    /// Tokens looked up in the prefix cache, and how many of them hit.
+    prefix_query_tokens,
+    prefix_hit_tokens,
+    prompt_tokens,
+    generation_tokens,
+    /// Prompt tokens actually computed (not served from cache).
+    computed_tokens,
+    preemptions,
+    evicted_pages,
+    steps,
+    /// Nanoseconds the executor spent in steps.
+    step_ns,
+    finished_stop,
+    finished_length,
+    finished_abort,
+    finished_error,
+    /// Requests refused because their deadline had passed.
+    expired,
+    executor_restarts,
+}
+
+impl EngineStats {
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            0 => Health::Ready,
+            1 => Health::Draining,
+            _ => Health::Unhealthy,
+        }
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        let code = match health {
+            Health::Ready => 0,
+            Health::Draining => 1,
+            Health::Unhealthy => 2,
+        };
+        self.health.store(code, Ordering::Release);
+    }
+
+    /// Relaxed read, for display.
+    pub fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+}
