@@ -15,6 +15,7 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 mod error;
+mod exp;
 pub mod mapped;
 pub mod reference;
 pub mod sample;

@@ -1,9 +1,22 @@
 //! Drawing a token from a row of logits: one pure function that every backend shares or must equal.
 //!
 //! A draw depends on (logits, parameters, history, seed, position) only, never on the batch, so the
-//! same request gives the same tokens after a preemption and beside any neighbours.
+//! same request gives the same tokens after a preemption and beside any neighbours. The order of steps is
+//! vLLM's: raw logprobs → banned stops → bias → penalties → temperature → min-p → top-k → top-p → draw.
+//!
+//! Two choices make the outcome a definition instead of an accident of summation order. *Masses* (weights
+//! relative to the likeliest token) are rounded to multiples of 2⁻³⁴, so their sums are exact in any order.
+//! *Ties* go to the smaller id, everywhere. A row may hold anything: NaN counts as −∞, +∞ as the largest
+//! float, and a row of nothing but −∞ gives token 0.
 
-use base::TokenId;
+mod select;
+
+use std::collections::HashMap;
+
+use base::{CounterRng, TokenId};
+
+use crate::exp::exp;
+use select::BlockMax;
 
 /// What a request asked for. Neutral values switch a filter off.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +91,273 @@ pub struct Sampled {
 /// Tokens seen so far, counted.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    counts: std::collections::HashMap<TokenId, (bool, u32)>,
+    seen: HashMap<TokenId, Seen>,
     generated: u32,
 }
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// How often the token is in the output; 0 = in the prompt only.
+    in_output: u32,
+}
+
+impl History {
+    pub fn from_prompt(prompt: &[TokenId]) -> Self {
+        let seen = prompt.iter().map(|&token| (token, Seen::default())).collect();
+        Self { seen, generated: 0 }
+    }
+
+    /// Counts a generated token.
+    pub fn push(&mut self, token: TokenId) {
+        self.seen.entry(token).or_default().in_output += 1;
+        self.generated += 1;
+    }
+
+    /// Tokens generated so far.
+    pub fn generated(&self) -> u32 {
+        self.generated
+    }
+}
+
+/// Draws (or, if forced, looks up) the token of one row. Leaves `logits` in an unspecified state.
+pub fn draw(logits: &mut [f32], row: &SampleRow<'_>) -> Sampled {
+    let mut max = sanitized_max(logits);
+    let params = row.params;
+    let report = (params.logprobs.is_some() || row.forced.is_some()).then(|| Report::of(logits, max, params));
+    if let (Some(token), Some(report)) = (row.forced, &report) {
+        return report.with(logits, token);
+    }
+    let mut edits = Edits::new(logits);
+    edits.apply(params, row.history);
+    if !edits.undo.is_empty() {
+        max = max_of(edits.logits);
+    }
+    let token =
+        if params.temperature > 0.0 { pick(edits.logits, max, row) } else { first(edits.logits, max) };
+    match report {
+        Some(report) => report.with(edits.restore(), token),
+        None => Sampled { token, ..Sampled::default() },
+    }
+}
+
+/// What is reported of the raw distribution.
+struct Report {
+    /// Logarithm of the sum of exponentials: `logprob = logit - lse`.
+    lse: f32,
+    top: Vec<(TokenId, f32)>,
+}
+
+impl Report {
+    fn of(logits: &[f32], max: f32, params: &SamplingParams) -> Self {
+        let sum = lane_sum(logits, |x| f64::from(exp(x - max)));
+        let lse = if max == f32::NEG_INFINITY { 0.0 } else { (f64::from(max) + sum.ln()) as f32 };
+        let k = params.logprobs.unwrap_or(0) as usize;
+        let mut top = if k == 0 { Vec::new() } else { BlockMax::of(logits).top(logits, k) };
+        top.sort_unstable_by(select::likelier);
+        top.iter_mut().for_each(|(_, x)| *x -= lse);
+        Self { lse, top }
+    }
+
+    fn with(&self, logits: &[f32], token: TokenId) -> Sampled {
+        let x = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let before = &logits[..logits.len().min(token as usize)];
+        let likelier = logits.iter().filter(|&&y| y > x).count() + before.iter().filter(|&&y| y == x).count();
+        Sampled { token, logprob: Some(x - self.lse), rank: likelier as u32 + 1, top: self.top.clone() }
+    }
+}
+
+/// Changes to single logits that can be taken back.
+struct Edits<'a> {
+    logits: &'a mut [f32],
+    undo: Vec<(TokenId, f32)>,
+}
+
+impl<'a> Edits<'a> {
+    fn new(logits: &'a mut [f32]) -> Self {
+        Self { logits, undo: Vec::new() }
+    }
+
+    fn apply(&mut self, params: &SamplingParams, history: &History) {
+        if history.generated < params.min_tokens {
+            params.stop_ids.iter().for_each(|&token| self.edit(token, |_| f32::NEG_INFINITY));
+        }
+        params.logit_bias.iter().for_each(|&(token, bias)| self.edit(token, |x| x + bias));
+        let repetition = params.repetition_penalty;
+        let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
+        if repetition == 1.0 && frequency == 0.0 && presence == 0.0 {
+            return;
+        }
+        for (&token, seen) in &history.seen {
+            self.edit(token, |x| {
+                let x = if x > 0.0 { x / repetition } else { x * repetition };
+                match seen.in_output {
+                    0 => x,
+                    n => x - frequency * n as f32 - presence,
+                }
+            });
+        }
+    }
+
+    fn edit(&mut self, token: TokenId, f: impl FnOnce(f32) -> f32) {
+        if let Some(x) = self.logits.get_mut(token as usize) {
+            self.undo.push((token, *x));
+            *x = sanitized(f(*x));
+        }
+    }
+
+    /// The logits as they were.
+    fn restore(self) -> &'a mut [f32] {
+        self.undo.iter().rev().for_each(|&(token, x)| self.logits[token as usize] = x);
+        self.logits
+    }
+}
+
+fn sanitized(x: f32) -> f32 {
+    if x.is_nan() { f32::NEG_INFINITY } else { x.min(f32::MAX) }
+}
+
+/// The largest logit, after replacing what is not a number or infinite upwards.
+fn sanitized_max(logits: &mut [f32]) -> f32 {
+    let strange = |x: &f32| u32::from(!(*x < f32::INFINITY));
+    let count: u32 = logits.chunks(1024).map(|c| c.iter().map(strange).sum::<u32>()).sum();
+    if count > 0 {
+        logits.iter_mut().for_each(|x| *x = sanitized(*x));
+    }
+    max_of(logits)
+}
+
+/// The largest of numbers; lanes, because a running maximum of floats is not vectorised by itself.
+fn max_of(logits: &[f32]) -> f32 {
+    let (chunks, rest) = logits.as_chunks::<32>();
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+}
+
+/// The smallest id at the maximum; 0 if there is none.
+fn first(logits: &[f32], max: f32) -> TokenId {
+    let holds = |chunk: &[f32]| chunk.iter().fold(false, |any, &x| any | (x == max));
+    for (i, chunk) in logits.chunks(256).enumerate() {
+        if holds(chunk) {
+            let within = chunk.iter().position(|&x| x == max).unwrap_or(0);
+            return (i * 256 + within) as TokenId;
+        }
+    }
+    0
+}
+
+/// Draws from the filtered distribution.
+fn pick(logits: &[f32], max: f32, row: &SampleRow<'_>) -> TokenId {
+    if max == f32::NEG_INFINITY {
+        return 0;
+    }
+    let params = row.params;
+    let weigh = |x: f32| weight(x, max, params.temperature);
+    let u = CounterRng::new(params.seed).uniform(row.position, 0);
+    let limited = params.top_k > 0 && (params.top_k as usize) < logits.len();
+    if !limited && (params.top_p >= 1.0 || params.top_p.is_nan()) && !has_floor(params) {
+        return draw_all(logits, weigh, u);
+    }
+    let mut kept = kept(logits, params, limited, weigh);
+    kept.sort_unstable_by_key(|&(token, _)| token);
+    let masses = kept.iter().map(|&(token, x)| (token, mass(weigh(x))));
+    let total: f64 = masses.clone().map(|(_, m)| m).sum();
+    inverse_cdf(masses, u * total).unwrap_or(0)
+}
+
+/// The survivors of min-p, top-k and top-p, in no order.
+fn kept(
+    logits: &[f32],
+    params: &SamplingParams,
+    limited: bool,
+    weigh: impl Fn(f32) -> f32 + Copy,
+) -> Vec<(TokenId, f32)> {
+    let blocks = BlockMax::of(logits);
+    let floor = params.min_p.min(1.0);
+    let passes = |x: f32| !has_floor(params) || weigh(x) >= floor;
+    let top_p = f64::from(params.top_p);
+    let mut kept = if limited {
+        let mut kept = blocks.top(logits, params.top_k as usize);
+        kept.retain(|&(_, x)| passes(x));
+        kept
+    } else if has_floor(params) {
+        blocks.matching(logits, passes)
+    } else {
+        let total = lane_sum(logits, |x| mass(weigh(x)));
+        return blocks.heaviest(logits, |x| mass(weigh(x)), top_p * total);
+    };
+    if top_p < 1.0 {
+        let total: f64 = kept.iter().map(|&(_, x)| mass(weigh(x))).sum();
+        select::keep_mass(&mut kept, |x| mass(weigh(x)), top_p * total);
+    }
+    kept
+}
+
+fn has_floor(params: &SamplingParams) -> bool {
+    params.min_p > 0.0
+}
+
+/// Draws without filters: masses summed by block, then within the block that the draw falls into.
+fn draw_all(logits: &[f32], weigh: impl Fn(f32) -> f32 + Copy, u: f64) -> TokenId {
+    const BLOCK: usize = 512;
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(|c| lane_sum(c, |x| mass(weigh(x)))).collect();
+    let mut target = u * sums.iter().sum::<f64>();
+    for (i, (chunk, sum)) in logits.chunks(BLOCK).zip(&sums).enumerate() {
+        if target < *sum {
+            let masses = chunk.iter().enumerate().map(|(j, &x)| ((i * BLOCK + j) as TokenId, mass(weigh(x))));
+            return inverse_cdf(masses, target).unwrap_or(0);
+        }
+        target -= sum;
+    }
+    let last = logits.iter().rposition(|&x| mass(weigh(x)) > 0.0);
+    last.unwrap_or(0) as TokenId
+}
+
+/// Sum over lanes, then of the lanes: one chain of additions would wait for each.
+fn lane_sum(logits: &[f32], f: impl Fn(f32) -> f64) -> f64 {
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut lanes = [0.0f64; 16];
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&x| f(x)).sum::<f64>()
+}
+
+/// The token at which the running sum first exceeds `target`; the last with any mass if none does.
+fn inverse_cdf(masses: impl Iterator<Item = (TokenId, f64)>, target: f64) -> Option<TokenId> {
+    let mut sum = 0.0;
+    let mut last = None;
+    for (token, mass) in masses {
+        sum += mass;
+        if mass > 0.0 {
+            last = Some(token);
+        }
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// Weight relative to the likeliest token, in `0..=1`.
+#[inline(always)]
+fn weight(x: f32, max: f32, temperature: f32) -> f32 {
+    // −∞ is named: divided by an infinite temperature it would be NaN.
+    if x == f32::NEG_INFINITY { 0.0 } else { exp((x - max) / temperature) }
+}
+
+/// A weight as a multiple of 2⁻³⁴: sums of up to 2¹⁸ of them are exact, whatever their order.
+#[inline(always)]
+fn mass(weight: f32) -> f64 {
+    const SNAP: f64 = 1.5 * (1u64 << 18) as f64;
+    (f64::from(weight) + SNAP) - SNAP
+}
+
+#[cfg(test)]
+mod tests;
