@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use base::{Clock, RequestId};
@@ -16,12 +17,45 @@ use crate::request::{Event, Refusal, Request};
 use crate::scheduler::{SchedulerConfig, driver};
 use crate::stats::EngineStats;
 
-/// A running sequence's events. Dropping it aborts the sequence. Its queue is bounded by construction:
-/// at most `max_tokens` + 3 events ever enter it.
-#[derive(Debug)]
+/// A running sequence's events. Dropping it before its end aborts the sequence. Its queue is bounded by
+/// construction: at most `max_tokens` + 3 events ever enter it.
 pub struct Running {
     pub id: RequestId,
-    pub events: UnboundedReceiver<Event>,
+    events: UnboundedReceiver<Event>,
+    engine: Engine,
+    /// The last event was taken: there is nothing left to abort.
+    ended: bool,
+}
+
+impl Running {
+    /// The next event; `None` after the last one, or if the engine is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        self.note(event)
+    }
+
+    /// The next event if there is one already. Registers no waker.
+    pub fn try_next(&mut self) -> Option<Event> {
+        let event = self.events.try_recv().ok();
+        event.and_then(|event| self.note(Some(event)))
+    }
+
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(cx).map(|event| self.note(event))
+    }
+
+    fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        self.ended |= matches!(event, None | Some(Event::Finished(_) | Event::Failed(_)));
+        event
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.engine.abort(self.id);
+        }
+    }
 }
 
 /// What crosses into the scheduler thread.
@@ -101,7 +135,7 @@ impl Engine {
             stats.in_flight.fetch_sub(1, Ordering::AcqRel);
             return Err(Refusal::Engine("the scheduler has stopped".into()));
         }
-        Ok(Running { id, events })
+        Ok(Running { id, events, engine: self.clone(), ended: false })
     }
 
     fn check(&self, request: &Request) -> Result<(), Refusal> {

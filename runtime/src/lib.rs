@@ -9,6 +9,7 @@
 //! The scheduler thread owns every piece of engine state and takes no lock; what crosses a thread is a
 //! message. `StepPlan` holds no device types, so a plan can be logged, replayed and simulated.
 
+pub mod api;
 pub mod engine;
 pub mod executor;
 pub mod files;
@@ -16,3 +17,4 @@ pub mod plan;
 pub mod request;
 pub mod scheduler;
 pub mod stats;
+pub mod text;

@@ -1,0 +1,59 @@
+//! What the HTTP server must be told, checked once by whoever reads flags and files.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use base::Limits;
+
+/// Plain values; the command line fills them.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Names this server answers to. The first is the one that responses carry.
+    pub models: Vec<String>,
+    /// Accepted bearer keys; empty = no check.
+    pub api_keys: Vec<String>,
+    pub limits: Limits,
+    /// Open connections; further ones wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// After the shutdown signal, running requests may go on for this long.
+    pub drain: Duration,
+    /// A request's head or body that takes longer than this is given up.
+    pub read_timeout: Duration,
+    /// Prompts being templated and tokenized at once, and threads that do it.
+    pub text_lanes: usize,
+    /// Also show metrics under vLLM's own prefix.
+    pub metrics_alias: MetricsAlias,
+    /// From which request ids and missing `seed`s are drawn.
+    pub entropy: u64,
+    /// `GET /version`.
+    pub version: String,
+}
+
+/// Whether `/metrics` repeats each series as `vllm:…`, so that dashboards made for vLLM work unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAlias {
+    None,
+    Vllm,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            models: vec!["quire".into()],
+            api_keys: Vec::new(),
+            limits: Limits::default(),
+            connections_max: 8192,
+            drain: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(60),
+            text_lanes: 2,
+            metrics_alias: MetricsAlias::None,
+            entropy: os_entropy(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// 64 bits from the operating system, through the one door that std has to it.
+pub fn os_entropy() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
