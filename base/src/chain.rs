@@ -60,9 +60,16 @@ impl fmt::Display for ChainHash {
     }
 }
 
-/// The secret that makes a namespace's page names unguessable. Not `Debug`: it must not be logged.
+/// The secret that makes a namespace's page names unguessable.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NamespaceKey(pub [u8; 32]);
+
+/// Never shows the key: it must not reach a log.
+impl fmt::Debug for NamespaceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NamespaceKey(..)")
+    }
+}
 
 /// Everything that separates one tree of pages from another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -79,7 +86,8 @@ pub struct ChainRoot {
 impl ChainRoot {
     /// `h0`, from which the first page's name follows.
     pub fn hash(&self, key: &NamespaceKey) -> ChainHash {
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
+        let mut mac =
+            <Hmac<Sha256> as KeyInit>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
         mac.update(DOMAIN);
         mac.update(&self.generation.0.to_le_bytes());
         mac.update(&self.model.0);

@@ -79,10 +79,7 @@ mod tests {
     /// Known-answer vectors published with Random123 (philox4x32, 10 rounds).
     #[test]
     fn philox_matches_the_published_vectors() {
-        assert_eq!(
-            CounterRng::new(0).words(0, 0),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(CounterRng::new(0).words(0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             CounterRng::new(u64::MAX).words(u64::MAX, u64::MAX),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]

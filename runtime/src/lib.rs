@@ -15,6 +15,7 @@ pub mod executor;
 pub mod files;
 pub mod plan;
 pub mod request;
+#[path = "scheduler_stub.rs"]
 pub mod scheduler;
 pub mod stats;
 pub mod text;

@@ -85,6 +85,8 @@ pub struct SeqStart {
     pub params: Arc<SamplingParams>,
     /// The prompt, for penalties.
     pub prompt: Arc<[TokenId]>,
+    /// Alternatives to report beside each prompt token's logprob.
+    pub prompt_logprobs: Option<u32>,
     /// Tokens drawn before a preemption, for penalties and `min_tokens`.
     pub generated: Vec<TokenId>,
 }

@@ -67,6 +67,18 @@ impl EngineStats {
         self.health.store(code, Ordering::Release);
     }
 
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(gauge: &AtomicU64, n: u64) {
+        gauge.fetch_sub(n, Ordering::AcqRel);
+    }
+
+    pub(crate) fn put(gauge: &AtomicU64, value: u64) {
+        gauge.store(value, Ordering::Relaxed);
+    }
+
     /// Relaxed read, for display.
     pub fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)

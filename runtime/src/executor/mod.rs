@@ -13,9 +13,23 @@ use crate::plan::{StepPlan, StepResult};
 pub enum StepError {
     #[error("step {step} panicked: {message}")]
     Panic { step: StepId, message: String },
-    #[error("the executor is gone")]
-    Gone,
+    /// An earlier step failed, so this one did not run.
+    #[error("step {step} did not run: an earlier step failed")]
+    Gone { step: StepId },
 }
+
+impl StepError {
+    pub fn step(&self) -> StepId {
+        match self {
+            StepError::Panic { step, .. } | StepError::Gone { step } => *step,
+        }
+    }
+}
+
+/// The executor could not come back after a failed step.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the executor cannot restart: {0}")]
+pub struct RestartError(pub String);
 
 /// Where results go; called from the executor's thread.
 pub type Sink = Box<dyn Fn(Result<StepResult, StepError>) + Send>;
@@ -49,5 +63,5 @@ pub trait Executor: Send {
     /// fails with [`StepError::Gone`] until [`Executor::restart`].
     fn submit(&mut self, plan: StepPlan);
     /// After a failed step: drops per-sequence state and comes back with an empty KV pool.
-    fn restart(&mut self) -> Result<(), StepError>;
+    fn restart(&mut self) -> Result<(), RestartError>;
 }

@@ -1,11 +1,47 @@
-//! The scheduler (under construction): owns all engine state on one thread.
+//! The scheduler: a state machine that owns every piece of engine state and takes no lock.
+//!
+//! ```text
+//!   submit ─▶ Waiting ──(pages, a seat)──▶ Running ──(stop, length, abort)──▶ end
+//!                ▲  ▲                        │
+//!                │  └── Blocked ◀── prefix is being computed by another ── on admission
+//!                └──────────── preempted: pages stay in the tree ──┘
+//! ```
+//!
+//! A step is planned from what is known, which may be before the last step has answered; a running
+//! sequence therefore counts what is *planned* and what is *applied* apart. Pages leave in two moves,
+//! too: freed behind the newest step in flight, usable once that step has answered.
+//!
+//! Draws are a function of (seed, position), so a preempted sequence forgets the draws in flight and
+//! makes them again with the same outcome; nothing has to be saved but its tokens.
+//!
+//! Limits: one device pool, one model; prefix groups for cascade come with the CUDA executor.
 
+mod admission;
+mod apply;
 pub(crate) mod driver;
+mod faults;
+mod planner;
+mod queue;
+mod resident;
+mod sharing;
+mod stream;
+#[cfg(test)]
+mod tests;
 
-use base::Nanos;
-use tokio::sync::mpsc::UnboundedSender;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::request::{Event, Request};
+use base::{NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId};
+use kvcache::{Cache, CacheConfig, EvictionKind, IntegrityError};
+
+use crate::executor::ExecutorShape;
+use crate::request::{Event, Finish, Refusal};
+use crate::stats::EngineStats;
+use queue::WaitQueue;
+use resident::Resident;
+use sharing::Computing;
+pub(crate) use stream::{Stream, Submission};
 
 /// Policy knobs of one replica.
 #[derive(Clone, Debug)]
@@ -20,8 +56,29 @@ pub struct SchedulerConfig {
     pub chunk_tokens: u32,
     /// Share prefixes at all (`--no-enable-prefix-caching` switches it off).
     pub prefix_cache: PrefixCache,
+    pub eviction: EvictionKind,
     /// Aim for steps no longer than this while decodes wait; prefill chunks shrink to fit.
-    pub step_budget: std::time::Duration,
+    pub step_budget: Duration,
+    /// A step in flight for longer than this makes the replica unhealthy.
+    pub stall_after: Duration,
+    /// Names this replica's pages; from the node's key file, or drawn at start.
+    pub namespace_key: NamespaceKey,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            requests_max: 4096,
+            step_tokens: 2048,
+            step_seqs: 256,
+            chunk_tokens: 512,
+            prefix_cache: PrefixCache::On,
+            eviction: EvictionKind::LeafGdsf,
+            step_budget: Duration::from_millis(200),
+            stall_after: Duration::from_secs(120),
+            namespace_key: NamespaceKey([0; 32]),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +87,176 @@ pub enum PrefixCache {
     Off,
 }
 
-/// A request on its way into the scheduler.
-pub(crate) struct Submission {
-    pub request: Request,
-    pub sender: UnboundedSender<Event>,
-    pub arrived: Nanos,
+/// Where a request is, so that an abort finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Queued,
+    Running(SeqId),
+}
+
+/// What a submitted step was to bring for one sequence.
+#[derive(Clone, Copy, Debug)]
+struct FlightRow {
+    seq: SeqId,
+    /// Positions whose KV is there once the step has answered.
+    covers: u32,
+    draws: bool,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+struct Flight {
+    id: StepId,
+    rows: Vec<FlightRow>,
+    tokens: u32,
+    since: Nanos,
+}
+
+/// All state of one engine.
+pub struct Scheduler {
+    config: SchedulerConfig,
+    shape: ExecutorShape,
+    stats: Arc<EngineStats>,
+    cache: Cache,
+    running: BTreeMap<SeqId, Resident>,
+    queue: WaitQueue,
+    computing: Computing,
+    places: HashMap<RequestId, Place>,
+    flights: VecDeque<Flight>,
+    retire: Vec<SeqId>,
+    last_step: StepId,
+    last_seq: SeqId,
+    arrivals: u64,
+    /// Nanoseconds a prefill token takes, learned from steps.
+    token_ns: Option<f64>,
+}
+
+impl Scheduler {
+    pub fn new(config: SchedulerConfig, shape: ExecutorShape, stats: Arc<EngineStats>) -> Self {
+        let cache = new_cache(&config, &shape);
+        EngineStats::put(&stats.pages_total, u64::from(shape.pages));
+        Self {
+            config,
+            shape,
+            stats,
+            cache,
+            running: BTreeMap::new(),
+            queue: WaitQueue::default(),
+            computing: Computing::default(),
+            places: HashMap::new(),
+            flights: VecDeque::new(),
+            retire: Vec::new(),
+            last_step: StepId(0),
+            last_seq: SeqId(0),
+            arrivals: 0,
+            token_ns: None,
+        }
+    }
+
+    /// Takes a request that `Engine::submit` has checked and counted.
+    pub(crate) fn submit(&mut self, submission: Submission) {
+        self.arrivals += 1;
+        let stream = Stream::new(submission, self.arrivals);
+        self.places.insert(stream.id(), Place::Queued);
+        self.queue.push(stream);
+    }
+
+    /// Ends a request early. Unknown ids (already ended) are ignored.
+    pub fn abort(&mut self, id: RequestId) {
+        match self.places.get(&id) {
+            Some(Place::Queued) => {
+                if let Some(stream) = self.queue.remove(id) {
+                    self.end(stream, Event::Finished(Finish::Aborted));
+                }
+            }
+            Some(Place::Running(seq)) => self.finish(*seq, Event::Finished(Finish::Aborted)),
+            None => {}
+        }
+    }
+
+    /// Fails everything that is not finished.
+    pub fn fail_all(&mut self, why: &Refusal) {
+        let running: Vec<SeqId> = self.running.keys().copied().collect();
+        for seq in running {
+            self.finish(seq, Event::Failed(why.clone()));
+        }
+        for stream in self.queue.drain() {
+            self.end(stream, Event::Failed(why.clone()));
+        }
+    }
+
+    /// Drops every cached page that no sequence uses.
+    pub fn clear_cache(&mut self) -> usize {
+        self.cache.clear()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.queue.is_empty() && self.flights.is_empty()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// True if the oldest step in flight is overdue.
+    pub fn is_stalled(&self, now: Nanos) -> bool {
+        self.flights.front().is_some_and(|f| now.since(f.since) > self.config.stall_after)
+    }
+
+    /// The step behind which pages are freed: no later step can have seen them.
+    fn fence(&self) -> StepId {
+        self.last_step
+    }
+
+    /// Tells the client and forgets the request.
+    fn end(&mut self, stream: Stream, event: Event) {
+        self.places.remove(&stream.id());
+        let counter = match &event {
+            Event::Finished(Finish::Stop(_)) => &self.stats.finished_stop,
+            Event::Finished(Finish::Length) => &self.stats.finished_length,
+            Event::Finished(Finish::Aborted) => &self.stats.finished_abort,
+            _ => &self.stats.finished_error,
+        };
+        EngineStats::add(counter, 1);
+        EngineStats::sub(&self.stats.in_flight, 1);
+        stream.send(event);
+    }
+
+    /// Publishes gauges; called once a loop.
+    pub fn publish_stats(&self) {
+        let cache = self.cache.stats();
+        EngineStats::put(&self.stats.running, self.running.len() as u64);
+        EngineStats::put(&self.stats.waiting, self.queue.len() as u64);
+        EngineStats::put(&self.stats.pages_free, cache.free as u64);
+        EngineStats::put(&self.stats.pages_cached, cache.cached as u64);
+        EngineStats::put(&self.stats.evicted_pages, cache.evicted_pages);
+    }
+
+    /// The integrity law over the whole engine: every page is in one place, every sequence too.
+    pub fn check(&self) -> Result<(), IntegrityError> {
+        self.cache.check()?;
+        let private: usize = self.running.values().map(|r| r.private_pages()).sum();
+        assert_eq!(private, self.cache.stats().private, "private pages agree with the pool's count");
+        assert_eq!(self.places.len(), self.running.len() + self.queue.len(), "each request has one place");
+        for (id, resident) in &self.running {
+            assert_eq!(self.places.get(&resident.stream.id()), Some(&Place::Running(*id)));
+            resident.check(self.shape.page_tokens);
+        }
+        self.computing.check(|seq| self.running.contains_key(&seq));
+        self.queue.check(|hash| self.computing.has(hash));
+        Ok(())
+    }
+}
+
+fn new_cache(config: &SchedulerConfig, shape: &ExecutorShape) -> Cache {
+    let mut cache = Cache::new(CacheConfig {
+        pages: shape.pages,
+        page_tokens: shape.page_tokens,
+        policy: config.eviction,
+        layout: shape.layout,
+        model: shape.model,
+        events_max: 65_536,
+    });
+    cache.register_namespace(NamespaceId(0), config.namespace_key.clone());
+    cache
 }

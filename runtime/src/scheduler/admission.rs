@@ -1,0 +1,196 @@
+//! Who gets a seat and pages, and who has to give them back.
+//!
+//! A request is admitted with all the pages its known tokens need, so that a prefill never runs dry
+//! half-way; decodes take pages one at a time and, when there are none, the last admitted of the lowest
+//! priority goes back to the queue. Its computed pages stay in the tree: coming back costs a lookup
+//! unless someone needed them.
+
+use base::{Nanos, SeqId};
+use kvcache::TreeKey;
+
+use super::resident::Resident;
+use super::sharing::{PrefixHash, page_hashes};
+use super::{Place, PrefixCache, Scheduler, Stream};
+use crate::request::{Event, Refusal};
+use crate::stats::EngineStats;
+
+/// What stands between the head of the queue and a seat.
+enum Verdict {
+    Admit { key: TreeKey, hashes: Vec<PrefixHash> },
+    /// Another sequence computes a prefix it shares.
+    Wait(PrefixHash),
+    /// No seat or no pages.
+    Full,
+}
+
+impl Scheduler {
+    /// Fails waiting requests whose deadline passed before they started.
+    pub(super) fn expire(&mut self, now: Nanos) {
+        for stream in self.queue.expired(now) {
+            EngineStats::add(&self.stats.expired, 1);
+            self.end(stream, Event::Failed(Refusal::Expired));
+        }
+    }
+
+    /// Admits the next request that can run, setting aside those that share a prefix in the making.
+    pub(super) fn admit_next(&mut self, now: Nanos) -> Option<SeqId> {
+        loop {
+            match self.judge_head()? {
+                Verdict::Admit { key, hashes } => return self.admit_head(key, &hashes, now),
+                Verdict::Wait(hash) => {
+                    let stream = self.queue.pop()?;
+                    self.queue.block(stream, hash);
+                }
+                Verdict::Full => return None,
+            }
+        }
+    }
+
+    fn judge_head(&self) -> Option<Verdict> {
+        let stream = self.queue.head()?;
+        if self.running.len() >= self.seats() {
+            return Some(Verdict::Full);
+        }
+        let key = self.tree_key(stream);
+        let reusable = self.reusable(stream);
+        let hashes = page_hashes(&key, reusable, self.shape.page_tokens);
+        let held = (self.cache.peek(&key, reusable) / self.shape.page_tokens) as usize;
+        if let Some(hash) = self.computing.shared_run(&hashes[held..]) {
+            return Some(Verdict::Wait(hash));
+        }
+        Some(Verdict::Admit { key, hashes })
+    }
+
+    pub(super) fn seats(&self) -> usize {
+        self.config.step_seqs.min(self.shape.step_seqs_max) as usize
+    }
+
+    fn admit_head(&mut self, key: TreeKey, hashes: &[PrefixHash], now: Nanos) -> Option<SeqId> {
+        let stream = self.queue.head()?;
+        let lease = self.cache.lease(&key, self.reusable(stream));
+        let pages = stream.tokens.len().div_ceil(self.shape.page_tokens as usize);
+        let needed = pages - lease.pages().len();
+        // One page of room for each running sequence, so that newcomers do not push them out at once.
+        let room = needed + self.running.len();
+        if self.cache.available() < room {
+            self.cache.release(lease, self.fence());
+            return None;
+        }
+        let Ok(private) = self.cache.reserve(needed) else {
+            self.cache.release(lease, self.fence());
+            return None;
+        };
+        let stream = self.queue.pop()?;
+        self.last_seq = SeqId(self.last_seq.0 + 1);
+        self.count_lookup(&stream, lease.tokens());
+        let mut resident = Resident::new(self.last_seq, stream, key, lease, private);
+        resident.stream.start(resident.applied, now);
+        resident.claims = hashes[(resident.applied / self.shape.page_tokens) as usize..].to_vec();
+        self.computing.claim(self.last_seq, &resident.claims);
+        self.places.insert(resident.stream.id(), Place::Running(self.last_seq));
+        self.running.insert(self.last_seq, resident);
+        Some(self.last_seq)
+    }
+
+    fn count_lookup(&self, stream: &Stream, cached: u32) {
+        EngineStats::add(&self.stats.prefix_query_tokens, stream.tokens.len() as u64);
+        EngineStats::add(&self.stats.prefix_hit_tokens, u64::from(cached));
+        if !stream.has_started() {
+            EngineStats::add(&self.stats.prompt_tokens, stream.prompt_len() as u64);
+        }
+    }
+
+    fn tree_key(&self, stream: &Stream) -> TreeKey {
+        let tenant = &stream.request.tenant;
+        TreeKey {
+            namespace: tenant.namespace,
+            generation: tenant.generation,
+            model: self.shape.model,
+            adapter: tenant.adapter,
+            salt: tenant.salt.clone(),
+        }
+    }
+
+    fn reusable<'a>(&self, stream: &'a Stream) -> &'a [u32] {
+        match self.config.prefix_cache {
+            PrefixCache::On => stream.reusable(),
+            PrefixCache::Off => &[],
+        }
+    }
+
+    /// Before a step is drafted: if someone more important waits and there is no seat or no page,
+    /// the least important sequence makes room. At most one a step.
+    pub(super) fn yield_to_priority(&mut self) {
+        let Some(head) = self.queue.head() else { return };
+        let pages = head.tokens.len().div_ceil(self.shape.page_tokens as usize);
+        let is_full = self.running.len() >= self.seats() || self.cache.available() < pages;
+        let Some(worst) = self.least_important() else { return };
+        if is_full && head.request.priority < self.running[&worst].stream.request.priority {
+            self.preempt(worst);
+        }
+    }
+
+    /// The last admitted of the lowest priority.
+    pub(super) fn least_important(&self) -> Option<SeqId> {
+        self.running.values().map(|r| (r.stream.request.priority, r.seq)).max().map(|(_, seq)| seq)
+    }
+
+    /// Sends a sequence back to the queue; what it computed stays in the tree.
+    pub(super) fn preempt(&mut self, seq: SeqId) {
+        let Some(mut stream) = self.dissolve(seq) else { return };
+        EngineStats::add(&self.stats.preemptions, 1);
+        stream.forget_prompt_scores();
+        self.places.insert(stream.id(), Place::Queued);
+        self.queue.push(stream);
+    }
+
+    /// Ends a running sequence.
+    pub(super) fn finish(&mut self, seq: SeqId, event: Event) {
+        if let Some(stream) = self.dissolve(seq) {
+            self.end(stream, event);
+        }
+    }
+
+    /// Takes a sequence off the device. Steps in flight may still write its private pages, so they are
+    /// freed behind the newest of them.
+    fn dissolve(&mut self, seq: SeqId) -> Option<Stream> {
+        let resident = self.running.remove(&seq)?;
+        self.retire.push(seq);
+        for hash in self.computing.release(seq, &resident.claims[resident.settled..]) {
+            self.queue.wake(hash);
+        }
+        let (stream, lease, private) = resident.dissolve();
+        let fence = self.fence();
+        self.cache.release(lease, fence);
+        self.cache.free(private, fence);
+        if self.flights.is_empty() {
+            self.cache.complete(fence);
+        }
+        Some(stream)
+    }
+
+    /// Gives `seq` the pages for `tokens` more positions; preempts for them if it must. False if the
+    /// sequence cannot be part of this step.
+    pub(super) fn ensure_pages(&mut self, seq: SeqId, tokens: u32) -> bool {
+        loop {
+            let Some(resident) = self.running.get_mut(&seq) else { return false };
+            let missing = resident.pages_missing(tokens, self.shape.page_tokens);
+            if missing == 0 {
+                return true;
+            }
+            if let Ok(pages) = self.cache.reserve(missing) {
+                resident.add_pages(pages);
+                return true;
+            }
+            // Pages on their way back are waited for; nobody is preempted for them.
+            if self.cache.stats().fenced >= missing {
+                return false;
+            }
+            let Some(victim) = self.least_important() else { return false };
+            self.preempt(victim);
+            if victim == seq || !self.flights.is_empty() {
+                return false;
+            }
+        }
+    }
+}
