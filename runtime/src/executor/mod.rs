@@ -4,6 +4,9 @@
 //! [`Executor::depth`] steps in flight, so planning overlaps with execution. Executors: `Cpu` (a thread
 //! that runs the model), `Sim` (a function of the tokens, no model), later `Cuda`.
 
+pub mod sim;
+pub mod threaded;
+
 use base::StepId;
 
 use crate::plan::{StepPlan, StepResult};

@@ -1,0 +1,128 @@
+//! A thread around anything that can run a step: the shared half of the `Cpu` and `Sim` executors.
+//!
+//! Plans wait in a short queue, results leave through the sink, and a panic in a step becomes a
+//! `StepError` instead of a dead process: that step fails, the ones queued behind it are refused, and
+//! `restart` empties the model's state. The thread itself survives.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use base::Clock;
+
+use super::{Executor, ExecutorShape, RestartError, Sink, StepError};
+use crate::plan::{StepPlan, StepResult};
+
+/// Runs one step at a time; may panic.
+pub trait StepModel: Send + 'static {
+    fn shape(&self) -> ExecutorShape;
+    /// Computes `plan`. `took_ns` of the result is filled in by the caller.
+    fn forward(&mut self, plan: &StepPlan) -> StepResult;
+    /// Forgets every sequence; page contents become undefined.
+    fn reset(&mut self);
+}
+
+enum Command {
+    Connect(Sink),
+    Step(StepPlan),
+    Reset(SyncSender<()>),
+}
+
+/// A [`StepModel`] on a thread of its own.
+pub struct ThreadedExecutor {
+    shape: ExecutorShape,
+    depth: usize,
+    commands: SyncSender<Command>,
+}
+
+impl ThreadedExecutor {
+    /// `depth` steps may be in flight: 1 without overlap, 2 to plan while executing.
+    pub fn start<M: StepModel>(
+        name: &str,
+        model: M,
+        depth: usize,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Self> {
+        let shape = model.shape();
+        let (commands, inbox) = sync_channel(depth + 2);
+        base::spawn(name, move || Worker { model, clock, sink: None, is_failed: false }.run(&inbox))?;
+        Ok(Self { shape, depth, commands })
+    }
+}
+
+impl Executor for ThreadedExecutor {
+    fn shape(&self) -> ExecutorShape {
+        self.shape.clone()
+    }
+
+    fn connect(&mut self, sink: Sink) {
+        // A send fails only if the thread is gone, which then shows as a step without an answer.
+        let _ = self.commands.send(Command::Connect(sink));
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn submit(&mut self, plan: StepPlan) {
+        let _ = self.commands.send(Command::Step(plan));
+    }
+
+    fn restart(&mut self) -> Result<(), RestartError> {
+        let gone = || RestartError("its thread has ended".into());
+        let (done, wait) = sync_channel(1);
+        self.commands.send(Command::Reset(done)).map_err(|_| gone())?;
+        wait.recv().map_err(|_| gone())
+    }
+}
+
+struct Worker<M> {
+    model: M,
+    clock: Arc<dyn Clock>,
+    sink: Option<Sink>,
+    is_failed: bool,
+}
+
+impl<M: StepModel> Worker<M> {
+    fn run(mut self, inbox: &Receiver<Command>) {
+        while let Ok(command) = inbox.recv() {
+            match command {
+                Command::Connect(sink) => self.sink = Some(sink),
+                Command::Step(plan) => {
+                    let outcome = self.step(&plan);
+                    if let Some(sink) = &self.sink {
+                        sink(outcome);
+                    }
+                }
+                Command::Reset(done) => {
+                    self.model.reset();
+                    self.is_failed = false;
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, plan: &StepPlan) -> Result<StepResult, StepError> {
+        if self.is_failed {
+            return Err(StepError::Gone { step: plan.id });
+        }
+        let begun = self.clock.now();
+        // Unwind safety: after a panic nothing of the model is used until `reset` has run.
+        match catch_unwind(AssertUnwindSafe(|| self.model.forward(plan))) {
+            Ok(mut result) => {
+                result.took_ns = self.clock.now().since(begun).as_nanos() as u64;
+                Ok(result)
+            }
+            Err(payload) => {
+                self.is_failed = true;
+                Err(StepError::Panic { step: plan.id, message: panic_message(&*payload) })
+            }
+        }
+    }
+}
+
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown".into())
+}
