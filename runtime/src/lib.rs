@@ -13,9 +13,9 @@ pub mod api;
 pub mod engine;
 pub mod executor;
 pub mod files;
+pub mod model;
 pub mod plan;
 pub mod request;
-#[path = "scheduler_stub.rs"]
 pub mod scheduler;
 pub mod stats;
 pub mod text;

@@ -183,7 +183,7 @@ impl Scheduler {
                 return true;
             }
             // Pages on their way back are waited for; nobody is preempted for them.
-            if self.cache.stats().fenced >= missing {
+            if self.cache.stats().pages_fenced >= missing {
                 return false;
             }
             let Some(victim) = self.least_important() else { return false };

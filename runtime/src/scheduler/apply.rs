@@ -55,8 +55,8 @@ impl Scheduler {
         let Some(resident) = self.running.get_mut(&seq) else { return };
         let Some(tokens) = resident.publishable(page_tokens) else { return };
         let pages = resident.unpublished(tokens, page_tokens).to_vec();
-        let known = resident.stream.tokens[..tokens as usize].to_vec();
-        let published = self.cache.publish(&mut resident.lease, &known, &pages, fence);
+        let known = &resident.stream.tokens[..tokens as usize];
+        let published = self.cache.publish(&mut resident.lease, known, &pages, fence);
         resident.adopt(&published.pages);
         let settled = resident.settled;
         resident.settled = resident.claims.len().min(settled + pages.len());

@@ -73,7 +73,7 @@ impl Default for SchedulerConfig {
             step_seqs: 256,
             chunk_tokens: 512,
             prefix_cache: PrefixCache::On,
-            eviction: EvictionKind::LeafGdsf,
+            eviction: EvictionKind::default(),
             step_budget: Duration::from_millis(200),
             stall_after: Duration::from_secs(120),
             namespace_key: NamespaceKey([0; 32]),
@@ -187,7 +187,7 @@ impl Scheduler {
 
     /// Drops every cached page that no sequence uses.
     pub fn clear_cache(&mut self) -> usize {
-        self.cache.clear()
+        self.cache.clear(|_| true)
     }
 
     pub fn is_idle(&self) -> bool {
@@ -227,16 +227,16 @@ impl Scheduler {
         let cache = self.cache.stats();
         EngineStats::put(&self.stats.running, self.running.len() as u64);
         EngineStats::put(&self.stats.waiting, self.queue.len() as u64);
-        EngineStats::put(&self.stats.pages_free, cache.free as u64);
-        EngineStats::put(&self.stats.pages_cached, cache.cached as u64);
-        EngineStats::put(&self.stats.evicted_pages, cache.evicted_pages);
+        EngineStats::put(&self.stats.pages_free, cache.pages_free as u64);
+        EngineStats::put(&self.stats.pages_cached, cache.pages_cached as u64);
+        EngineStats::put(&self.stats.evicted_pages, cache.counters.evicted_pages);
     }
 
     /// The integrity law over the whole engine: every page is in one place, every sequence too.
     pub fn check(&self) -> Result<(), IntegrityError> {
         self.cache.check()?;
         let private: usize = self.running.values().map(|r| r.private_pages()).sum();
-        assert_eq!(private, self.cache.stats().private, "private pages agree with the pool's count");
+        assert_eq!(private, self.cache.stats().pages_private, "private pages agree with the pool's count");
         assert_eq!(self.places.len(), self.running.len() + self.queue.len(), "each request has one place");
         for (id, resident) in &self.running {
             assert_eq!(self.places.get(&resident.stream.id()), Some(&Place::Running(*id)));
@@ -250,12 +250,10 @@ impl Scheduler {
 
 fn new_cache(config: &SchedulerConfig, shape: &ExecutorShape) -> Cache {
     let mut cache = Cache::new(CacheConfig {
-        pages: shape.pages,
-        page_tokens: shape.page_tokens,
         policy: config.eviction,
         layout: shape.layout,
-        model: shape.model,
-        events_max: 65_536,
+        seed: u64::from_le_bytes(*config.namespace_key.0.first_chunk().expect("a key has 32 bytes")),
+        ..CacheConfig::new(shape.pages, shape.page_tokens)
     });
     cache.register_namespace(NamespaceId(0), config.namespace_key.clone());
     cache

@@ -1,0 +1,205 @@
+//! A replica without threads: the scheduler, the simulated model, a clock, and clients that listen.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{Nanos, Priority, RequestId, StepId, TokenId};
+use kernels::{Sampled, SamplingParams};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::executor::StepError;
+use crate::executor::sim::{SimConfig, SimModel};
+use crate::executor::threaded::StepModel;
+use crate::plan::StepPlan;
+use crate::request::{Event, Finish, Refusal, Request, Tenant};
+use crate::scheduler::{Scheduler, SchedulerConfig, Submission};
+use crate::stats::EngineStats;
+
+/// What a client has heard.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Heard {
+    pub cached: Option<u32>,
+    pub tokens: Vec<TokenId>,
+    pub prompt: Option<Vec<Sampled>>,
+    pub end: Option<Result<Finish, Refusal>>,
+}
+
+pub(super) struct Client {
+    pub request: Request,
+    events: UnboundedReceiver<Event>,
+    pub heard: Heard,
+}
+
+pub(super) struct Harness {
+    pub scheduler: Scheduler,
+    pub stats: Arc<EngineStats>,
+    pub sim: SimConfig,
+    model: SimModel,
+    flying: VecDeque<StepPlan>,
+    depth: usize,
+    is_failed: bool,
+    pub now: Nanos,
+    pub clients: HashMap<RequestId, Client>,
+    last_id: u64,
+}
+
+impl Harness {
+    pub fn new(sim: SimConfig, config: SchedulerConfig, depth: usize) -> Self {
+        let stats = Arc::new(EngineStats::default());
+        let scheduler = Scheduler::new(config, sim.shape.clone(), Arc::clone(&stats));
+        Self {
+            scheduler,
+            stats,
+            model: SimModel::new(sim.clone()),
+            sim,
+            flying: VecDeque::new(),
+            depth,
+            is_failed: false,
+            now: Nanos(1),
+            clients: HashMap::new(),
+            last_id: 0,
+        }
+    }
+
+    pub fn small(pages: u32, page_tokens: u32) -> Self {
+        Self::new(SimConfig::new(pages, page_tokens, 1000), SchedulerConfig::default(), 2)
+    }
+
+    pub fn request(&mut self, prompt: &[TokenId], max_tokens: u32) -> Request {
+        self.last_id += 1;
+        Request {
+            id: RequestId(self.last_id),
+            tenant: Tenant::default(),
+            prompt: prompt.into(),
+            params: Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }),
+            max_tokens,
+            prompt_logprobs: None,
+            priority: Priority(0),
+            deadline: None,
+        }
+    }
+
+    pub fn submit(&mut self, request: Request) -> RequestId {
+        request.check(&self.sim.shape).expect("a valid request");
+        let id = request.id;
+        let (sender, events) = unbounded_channel();
+        self.clients.insert(id, Client { request: request.clone(), events, heard: Heard::default() });
+        self.stats.in_flight.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.scheduler.submit(Submission { request, sender, arrived: self.now });
+        id
+    }
+
+    pub fn ask(&mut self, prompt: &[TokenId], max_tokens: u32) -> RequestId {
+        let request = self.request(prompt, max_tokens);
+        self.submit(request)
+    }
+
+    /// Plans up to the depth, answers the oldest step, checks the law. False if nothing happened.
+    pub fn tick(&mut self) -> bool {
+        self.now = self.now.plus(Duration::from_millis(1));
+        while self.scheduler.in_flight() < self.depth {
+            let Some(plan) = self.scheduler.plan(self.now) else { break };
+            self.flying.push_back(plan);
+        }
+        let Some(plan) = self.flying.pop_front() else { return false };
+        self.answer(&plan);
+        self.scheduler.check().expect("the integrity law");
+        self.listen();
+        true
+    }
+
+    fn answer(&mut self, plan: &StepPlan) {
+        let outcome = match self.is_failed {
+            true => Err(StepError::Gone { step: plan.id }),
+            false => catch_unwind(AssertUnwindSafe(|| self.model.forward(plan))).map_err(|payload| {
+                let message = payload.downcast_ref::<String>().cloned().unwrap_or_else(|| {
+                    payload.downcast_ref::<&str>().copied().unwrap_or_default().to_string()
+                });
+                assert!(message == "injected fault", "the simulated device refused a step: {message}");
+                StepError::Panic { step: plan.id, message }
+            }),
+        };
+        match outcome {
+            Ok(result) => self.scheduler.apply(result),
+            Err(error) => {
+                if self.scheduler.fail_step(&error) {
+                    self.model.reset();
+                }
+            }
+        }
+    }
+
+    /// Until nothing is left to do; panics if that takes more than `limit` steps.
+    pub fn run(&mut self, limit: usize) {
+        for _ in 0..limit {
+            if !self.tick() {
+                assert!(self.scheduler.is_idle(), "stuck: nothing to compute, but not idle");
+                return;
+            }
+        }
+        panic!("not done after {limit} steps");
+    }
+
+    fn listen(&mut self) {
+        for client in self.clients.values_mut() {
+            client.listen();
+        }
+    }
+
+    pub fn heard(&mut self, id: RequestId) -> Heard {
+        let client = self.clients.get_mut(&id).expect("a known client");
+        client.listen();
+        client.heard.clone()
+    }
+
+    pub fn abort(&mut self, id: RequestId) {
+        self.scheduler.abort(id);
+    }
+
+    /// The tokens that `request` must get, computed without any cache.
+    pub fn expected(&self, request: &Request) -> Vec<TokenId> {
+        let mut tokens = request.prompt.to_vec();
+        for _ in 0..request.max_tokens {
+            let next = SimModel::expected(&self.sim, &request.params, &tokens);
+            tokens.push(next);
+            if request.params.stop_ids.contains(&next) {
+                break;
+            }
+        }
+        tokens.split_off(request.prompt.len())
+    }
+
+    /// What the client heard so far is a prefix of (or, when finished, equals) what it must get.
+    pub fn verify(&self, client: &Client) {
+        let expected = self.expected(&client.request);
+        let got = &client.heard.tokens;
+        assert!(expected.starts_with(got), "{:?}: got {got:?}, expected {expected:?}", client.request.id);
+        if let Some(Ok(Finish::Stop(_) | Finish::Length)) = client.heard.end {
+            assert_eq!(got.len(), expected.len());
+        }
+    }
+
+    pub fn fault_at(&mut self, step: StepId) {
+        self.sim.faults.push(step);
+        self.model = SimModel::new(self.sim.clone());
+    }
+}
+
+impl Client {
+    fn listen(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            assert!(self.heard.end.is_none(), "an event after the end: {event:?}");
+            match event {
+                Event::Started { cached_tokens, .. } => {
+                    assert!(self.heard.cached.replace(cached_tokens).is_none(), "started twice");
+                }
+                Event::Prompt(scores) => self.heard.prompt = Some(scores),
+                Event::Token(drawn) => self.heard.tokens.push(drawn.token),
+                Event::Finished(finish) => self.heard.end = Some(Ok(finish)),
+                Event::Failed(refusal) => self.heard.end = Some(Err(refusal)),
+            }
+        }
+    }
+}
