@@ -1,1 +1,42 @@
-//! kvcache
+//! The device tier of the KV cache: a pool of pages, radix trees that say which tokens each page
+//! holds, leases that keep pages in place, and policies that choose what goes.
+//!
+//! ```text
+//!            Cache                        one thread owns it
+//!   ┌──────────┼──────────┬─────────┐
+//! PagePool   Forest    LeaseTable  Fences, EventLog
+//! states     │  │  └ Evictor ─ gdsf | lru | slru, Ghosts
+//! of pages   │  └─── PageStore: tokens, fingerprints, names by page
+//!            └────── nodes: runs of pages; one hash table of children
+//! ```
+//!
+//! What is absent: I/O, a clock, threads, locks, `unsafe`, and any notion of a page's contents. Bytes
+//! are the executor's; this crate only knows which page is whose.
+//!
+//! **Invariant:** `free + private + leased + cached + fenced = total`, and [`Cache::check`] proves it.
+//! **Invariant:** a page of the tree is evicted only when no lease and no step in flight needs it.
+//! **Invariant:** a hit compares real tokens under a key of (namespace, generation, model, adapter, salt).
+
+mod cache;
+mod config;
+mod dump;
+mod event;
+mod eviction;
+mod fence;
+mod fingerprint;
+mod forest;
+mod integrity;
+mod lease;
+mod node;
+mod pool;
+mod slab;
+mod stats;
+mod store;
+
+pub use cache::{Cache, OutOfPages, Published};
+pub use config::{CacheConfig, TreeKey};
+pub use event::{KvChange, KvEvent, Stored};
+pub use eviction::{EvictionKind, UnknownEviction};
+pub use integrity::IntegrityError;
+pub use lease::Lease;
+pub use stats::{CacheCounters, CacheStats};

@@ -1,0 +1,58 @@
+//! Leaf-GDSF: priority = clock at last use + frequency × recompute cost per byte; the clock is the
+//! priority of the last page evicted.
+//!
+//! Frequency alone (LFU) never forgets: yesterday's system prompt outlives today's. The clock ages
+//! what is not used, since every page used now starts from where the last victim stood. Pages have
+//! one size, and one cost here: weighing a page by the tokens before it, as attention does, was
+//! measured on the conversation trace and did not help (leaves already go deepest first).
+
+use super::{Eviction, Rank, Usage};
+
+#[derive(Default)]
+pub(super) struct Gdsf {
+    clock: u64,
+}
+
+impl Eviction for Gdsf {
+    fn rank(&self, usage: Usage) -> Rank {
+        Rank { value: self.clock + u64::from(usage.frequency), tick: usage.tick }
+    }
+
+    fn evicted(&mut self, rank: Rank) {
+        self.clock = self.clock.max(rank.value);
+    }
+
+    fn ghosts_per_page(&self) -> usize {
+        4
+    }
+
+    fn dump(&self) -> String {
+        format!("gdsf clock {}", self.clock)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::run;
+    use super::*;
+    use expect_test::expect;
+
+    fn gdsf(script: &str) -> String {
+        run(Box::new(Gdsf::default()), script)
+    }
+
+    #[test]
+    fn the_less_frequent_goes_first_and_ties_go_by_recency() {
+        expect!["victims bc | left a:3x3 | gdsf clock 1"].assert_eq(&gdsf("aaa b c !!"));
+    }
+
+    #[test]
+    fn what_was_popular_long_ago_ages_out() {
+        expect!["victims bcad | left e:4x1 | gdsf clock 3"].assert_eq(&gdsf("aaa b! c! d! e!"));
+    }
+
+    #[test]
+    fn frequency_survives_eviction() {
+        expect!["victims aab | left a:6x3 | gdsf clock 4"].assert_eq(&gdsf("a! a! b a !"));
+    }
+}

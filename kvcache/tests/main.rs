@@ -1,0 +1,8 @@
+//! What the cache promises, from outside: the field's known failures by name, the cache against a
+//! naive model, and what it shows of itself.
+
+mod common;
+mod events;
+mod failures;
+mod keys;
+mod show;
