@@ -4,6 +4,7 @@
 //! [`Executor::depth`] steps in flight, so planning overlaps with execution. Executors: `Cpu` (a thread
 //! that runs the model), `Sim` (a function of the tokens, no model), later `Cuda`.
 
+pub mod cpu;
 pub mod sim;
 pub mod threaded;
 

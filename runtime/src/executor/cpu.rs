@@ -1,0 +1,214 @@
+//! Runs a model: what a plan means in the terms of kernels, and what is remembered of each sequence.
+//!
+//! The thread around it, the queue of steps and the fence against panics are [`ThreadedExecutor`]'s. A
+//! panic here (a malformed plan, a bug) leaves nothing behind that matters: each step overwrites every
+//! buffer that it reads, and [`StepModel::reset`] forgets the sequences.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base::{Clock, SeqId, TokenId};
+use kernels::{Batch, History, SampleRow, Sampled, SamplingParams, SeqSpan};
+
+use super::ExecutorShape;
+use super::threaded::{StepModel, ThreadedExecutor};
+use crate::model::{Loaded, ModelError};
+use crate::plan::{Draw, Input, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
+
+/// Steps that may be in flight: one runs, one waits.
+const DEPTH: usize = 2;
+
+/// Starts a thread that runs `loaded`; `loaded.memory` says beforehand what it holds.
+pub fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> Result<ThreadedExecutor, ModelError> {
+    ThreadedExecutor::start("executor", CpuModel::new(loaded), DEPTH, clock).map_err(ModelError::Thread)
+}
+
+/// A loaded model and the sequences it runs.
+pub struct CpuModel {
+    loaded: Loaded,
+    /// Bounded by the plans: a sequence leaves when a plan retires it.
+    sequences: HashMap<SeqId, Sequence>,
+}
+
+impl CpuModel {
+    pub fn new(loaded: Loaded) -> Self {
+        Self { loaded, sequences: HashMap::new() }
+    }
+
+    fn admit(&mut self, start: &SeqStart) {
+        let mut history = History::from_prompt(&start.prompt);
+        start.generated.iter().for_each(|&token| history.push(token));
+        let prompt_params = SamplingParams { logprobs: start.prompt_logprobs, ..SamplingParams::default() };
+        let last = start.generated.last().copied();
+        let params = Arc::clone(&start.params);
+        self.sequences.insert(start.seq, Sequence { params, prompt_params, history, last });
+    }
+
+    /// Panics with the reason if the plan exceeds what was planned for at load.
+    fn check(&self, flat: &Flat) {
+        let (rows, max) = (flat.tokens.len(), self.loaded.model.rows_max());
+        assert!(rows <= max, "the step has {rows} tokens, the buffers hold {max}");
+        let positions = self.loaded.model.positions;
+        let end = flat.spans.iter().map(|s| (s.start + s.rows) as usize).max().unwrap_or(0);
+        assert!(end <= positions, "the step reaches position {end}, the model serves {positions}");
+        let (kv, vocab) = (&self.loaded.kv, self.loaded.model.description.vocab);
+        flat.batch().check(kv.page_tokens, kv.pages, vocab);
+    }
+
+    /// Runs the flattened work; what was drawn, one for each wanted row.
+    fn compute(&mut self, work: &[Work], flat: &Flat) -> Vec<Sampled> {
+        let sequences = &self.sequences;
+        let wanted: Vec<u32> = flat.wanted.iter().map(|w| w.row).collect();
+        let mut drawn = Vec::with_capacity(wanted.len());
+        let Loaded { model, backend, .. } = &mut self.loaded;
+        model.step(&mut **backend, &flat.batch(), &wanted, &mut |backend, logits, slice| {
+            let rows: Vec<SampleRow<'_>> =
+                flat.wanted[slice].iter().map(|w| w.sample_row(work, sequences)).collect();
+            drawn.extend(backend.sample(logits, &rows));
+        });
+        drawn
+    }
+
+    /// Sorts what was drawn by work item and remembers new tokens.
+    fn collect(&mut self, work: &[Work], flat: &Flat, drawn: Vec<Sampled>) -> Vec<RowResult> {
+        let empty = |w: &Work| RowResult { seq: w.seq, ..RowResult::default() };
+        let mut results: Vec<RowResult> = work.iter().map(empty).collect();
+        for (wanted, sampled) in flat.wanted.iter().zip(drawn) {
+            let result = &mut results[wanted.work];
+            if wanted.forced.is_some() {
+                result.prompt.push(sampled);
+                continue;
+            }
+            let sequence = self.sequences.get_mut(&result.seq).expect("checked when flattened");
+            sequence.last = Some(sampled.token);
+            sequence.history.push(sampled.token);
+            result.sampled = Some(sampled);
+        }
+        results
+    }
+}
+
+impl StepModel for CpuModel {
+    fn shape(&self) -> ExecutorShape {
+        let Loaded { model, kv, options, digest, layout, .. } = &self.loaded;
+        ExecutorShape {
+            pages: kv.pages as u32,
+            page_tokens: kv.page_tokens as u32,
+            step_tokens_max: model.rows_max() as u32,
+            step_seqs_max: options.step_seqs,
+            vocab: model.description.vocab as u32,
+            positions_max: model.positions as u32,
+            model: *digest,
+            layout: *layout,
+        }
+    }
+
+    fn forward(&mut self, plan: &StepPlan) -> StepResult {
+        for seq in &plan.retire {
+            self.sequences.remove(seq);
+        }
+        plan.admit.iter().for_each(|start| self.admit(start));
+        let mut result = StepResult { id: plan.id, ..StepResult::default() };
+        if plan.work.is_empty() {
+            return result;
+        }
+        let flat = Flat::of(&plan.work, &self.sequences);
+        self.check(&flat);
+        let drawn = self.compute(&plan.work, &flat);
+        result.rows = self.collect(&plan.work, &flat, drawn);
+        result
+    }
+
+    fn reset(&mut self) {
+        self.sequences.clear();
+    }
+}
+
+/// What a step needs to know of a sequence.
+struct Sequence {
+    params: Arc<SamplingParams>,
+    /// Only says how many alternatives a prompt token's report lists.
+    prompt_params: SamplingParams,
+    history: History,
+    /// What it drew last, for [`Input::Fed`].
+    last: Option<TokenId>,
+}
+
+/// One row whose logits are wanted.
+struct Wanted {
+    row: u32,
+    work: usize,
+    /// Position of the token that follows.
+    position: u64,
+    forced: Option<TokenId>,
+}
+
+impl Wanted {
+    fn sample_row<'a>(&self, work: &[Work], sequences: &'a HashMap<SeqId, Sequence>) -> SampleRow<'a> {
+        let sequence = &sequences[&work[self.work].seq];
+        SampleRow {
+            params: if self.forced.is_some() { &sequence.prompt_params } else { &sequence.params },
+            history: &sequence.history,
+            position: self.position,
+            forced: self.forced,
+        }
+    }
+}
+
+/// A plan's work in the terms of kernels.
+#[derive(Default)]
+struct Flat {
+    tokens: Vec<u32>,
+    spans: Vec<SeqSpan>,
+    page_table: Vec<u32>,
+    /// Ascending by row.
+    wanted: Vec<Wanted>,
+}
+
+impl Flat {
+    fn of(work: &[Work], sequences: &HashMap<SeqId, Sequence>) -> Self {
+        let mut flat = Flat::default();
+        for (i, w) in work.iter().enumerate() {
+            let Some(sequence) = sequences.get(&w.seq) else {
+                panic!("sequence {} has work but was not admitted", w.seq);
+            };
+            flat.add(i, w, sequence);
+        }
+        flat
+    }
+
+    fn add(&mut self, i: usize, w: &Work, sequence: &Sequence) {
+        let row = self.tokens.len() as u32;
+        match &w.input {
+            Input::Tokens(tokens) => self.tokens.extend(tokens),
+            Input::Fed => match sequence.last {
+                Some(token) => self.tokens.push(token),
+                None => panic!("sequence {} is fed its last token but has drawn none", w.seq),
+            },
+        }
+        let rows = self.tokens.len() as u32 - row;
+        let table = self.page_table.len() as u32;
+        self.page_table.extend(w.pages.iter().map(|p| p.0));
+        self.spans.push(SeqSpan { row, rows, start: w.start, table });
+        let mut want = |r: u32, forced| {
+            let position = u64::from(w.start) + u64::from(r) + 1;
+            self.wanted.push(Wanted { row: row + r, work: i, position, forced });
+        };
+        match &w.output {
+            Output::None => {}
+            Output::Sample => want(rows - 1, None),
+            Output::Prompt { targets, draw } => {
+                let free = usize::from(*draw == Draw::Yes);
+                assert!(targets.len() + free <= rows as usize, "more targets than rows to hold them");
+                targets.iter().enumerate().for_each(|(r, &t)| want(r as u32, Some(t)));
+                if *draw == Draw::Yes {
+                    want(rows - 1, None);
+                }
+            }
+        }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch { tokens: &self.tokens, spans: &self.spans, page_table: &self.page_table }
+    }
+}
