@@ -12,6 +12,7 @@
 //! depend on the rows around it.
 
 mod activations;
+mod embed;
 mod geometry;
 mod pack;
 mod portable;

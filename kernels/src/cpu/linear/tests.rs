@@ -183,6 +183,21 @@ fn stacked_parts_equal_one_tall_weight() {
 }
 
 #[test]
+fn a_row_reads_back_as_it_is_held() {
+    let (outputs, inputs) = (45, 77);
+    let w = random(outputs * inputs, 41);
+    for form in FORMS {
+        let bench = Bench::new(&w, outputs, form, Isa::detect(), 1);
+        let mut row = vec![f32::NAN; inputs];
+        for o in [0, 31, 32, 44] {
+            bench.weight.read_row(&bench.slab, o, &mut row);
+            let want = held(&w[o * inputs..][..inputs], form);
+            assert!(row.iter().zip(&want).all(|(&a, &b)| f64::from(a) == b), "{form:?} row {o}");
+        }
+    }
+}
+
+#[test]
 fn no_rows_is_no_work() {
     let mut bench = Bench::new(&random(64, 1), 2, WeightForm::Bf16, Isa::detect(), 2);
     assert!(bench.apply(&[], None).is_empty());
