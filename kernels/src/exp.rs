@@ -30,6 +30,23 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < EXP_MIN { 0.0 } else { y }
 }
 
+/// `2^x` for `x ≤ 0`; 1 exactly at 0, 0 below −126 and for NaN.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 0.000_153_532_57;
+    p = p * r + 0.001_339_900_3;
+    p = p * r + 0.009_618_439;
+    p = p * r + 0.055_503_32;
+    p = p * r + 0.240_226_48;
+    p = p * r + 0.693_147_2;
+    p = p * r + 1.0;
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    if x >= -126.0 { p * f32::from_bits(power) } else { 0.0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +61,21 @@ mod tests {
             worst = worst.max(((got - want) / want).abs());
         }
         assert!(worst < 2.0 * 2f64.powi(-23), "relative error {worst:e}");
+    }
+
+    #[test]
+    fn exp2_is_within_two_ulp_and_exact_at_powers() {
+        let mut worst = 0.0f64;
+        for i in 0..=1_000_000 {
+            let x = -126.0 * (i as f32 / 1_000_000.0);
+            let (got, want) = (f64::from(exp2(x)), f64::from(x).exp2());
+            worst = worst.max(((got - want) / want).abs());
+        }
+        assert!(worst < 2.0 * 2f64.powi(-23), "relative error {worst:e}");
+        for n in -126..=0 {
+            assert_eq!(exp2(n as f32), 2f32.powi(n));
+        }
+        assert_eq!((exp2(-127.0), exp2(f32::NEG_INFINITY), exp2(f32::NAN)), (0.0, 0.0, 0.0));
     }
 
     #[test]
