@@ -404,3 +404,18 @@ fn push_dropped(store: &PageStore, pages: &[PageId], named: bool, dropped: &mut 
     let name = |page| if named { store.name(page) } else { None };
     dropped.extend(pages.iter().rev().map(|&page| Dropped { page, name: name(page) }));
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::fingerprint::Fingerprint;
+    use crate::naive::config;
+    use crate::{Cache, EvictionKind, soak};
+
+    #[test]
+    fn colliding_fingerprints_never_give_a_wrong_page() {
+        for bits in [0, 1, 3] {
+            let cache = Cache::with_fingerprint(config(32, EvictionKind::Lru), Fingerprint::weak(bits));
+            assert!(soak::run(cache, 10_000, 3).counters.hits > 100);
+        }
+    }
+}

@@ -33,6 +33,15 @@ mod slab;
 mod stats;
 mod store;
 
+#[cfg(test)]
+extern crate self as quire_kvcache;
+#[cfg(test)]
+#[path = "../tests/naive.rs"]
+mod naive;
+#[cfg(test)]
+#[path = "../tests/soak.rs"]
+mod soak;
+
 pub use cache::{Cache, OutOfPages, Published};
 pub use config::{CacheConfig, TreeKey};
 pub use event::{KvChange, KvEvent, Stored};

@@ -5,4 +5,7 @@ mod common;
 mod events;
 mod failures;
 mod keys;
+mod model;
+mod naive;
 mod show;
+mod soak;
