@@ -13,6 +13,7 @@ pub mod api;
 pub mod engine;
 pub mod executor;
 pub mod files;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod request;

@@ -19,6 +19,8 @@ pub struct StopMatcher {
     /// Text that may be the start of a stop string.
     held: String,
     include: bool,
+    /// Bytes of the last pushed text and before it that a match hides.
+    dropped: usize,
 }
 
 /// What a push brought.
@@ -32,7 +34,7 @@ pub enum Stopped {
 impl StopMatcher {
     pub fn new(stops: &[String], text: StopText) -> Self {
         let automata = stops.iter().filter(|s| !s.is_empty()).map(|s| Automaton::new(s)).collect();
-        Self { automata, held: String::new(), include: text == StopText::Include }
+        Self { automata, held: String::new(), include: text == StopText::Include, dropped: 0 }
     }
 
     /// Nothing to look for.
@@ -43,6 +45,11 @@ impl StopMatcher {
     /// Text that is held back.
     pub fn held(&self) -> &str {
         &self.held
+    }
+
+    /// After a match: bytes of all text taken so far that do not show.
+    pub fn dropped(&self) -> usize {
+        self.dropped
     }
 
     /// Takes more text, appends to `out` what can be shown.
@@ -58,6 +65,7 @@ impl StopMatcher {
                 self.held.push_str(&text[..end]);
                 let shown = self.held.len() - if self.include { 0 } else { self.automata[index].stop.len() };
                 out.push_str(&self.held[..shown]);
+                self.dropped = self.held.len() - shown + text.len() - end;
                 self.held.clear();
                 return Stopped::At(index);
             }

@@ -1,0 +1,217 @@
+//! Prometheus text of the server's and the engine's numbers.
+
+use std::fmt::Write;
+
+use crate::executor::ExecutorShape;
+use crate::metrics::histogram::Histogram;
+use crate::metrics::server::{Ending, ServerMetrics};
+use crate::stats::EngineStats;
+
+/// All series under each of `prefixes` (`quire_`, and `vllm:` if asked for).
+pub(crate) fn render(
+    prefixes: &[&str],
+    model: &str,
+    server: &ServerMetrics,
+    engine: Option<(&EngineStats, &ExecutorShape)>,
+) -> String {
+    let mut page = Page { out: String::with_capacity(16 << 10), prefix: "", model: escape(model) };
+    for prefix in prefixes {
+        page.prefix = prefix;
+        if let Some((stats, shape)) = engine {
+            page.engine(stats, shape);
+        }
+        page.server(server);
+    }
+    page.out
+}
+
+fn escape(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+struct Page<'a> {
+    out: String,
+    prefix: &'a str,
+    model: String,
+}
+
+impl Page<'_> {
+    fn engine(&mut self, stats: &EngineStats, shape: &ExecutorShape) {
+        let get = EngineStats::get;
+        self.gauge("num_requests_running", "Sequences in the running batch.", get(&stats.running) as f64);
+        self.gauge("num_requests_waiting", "Sequences waiting to start.", get(&stats.waiting) as f64);
+        let total = get(&stats.pages_total);
+        let (free, cached) = (get(&stats.pages_free), get(&stats.pages_cached));
+        let used = total.saturating_sub(free + cached);
+        let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
+        self.gauge("kv_cache_usage_perc", "Part of the KV pages in use by sequences; 1 = all.", usage);
+        self.head("cache_config_info", "gauge", "The KV pool's shape, as labels.");
+        let labels = format!(",block_size=\"{}\",num_gpu_blocks=\"{}\"", shape.page_tokens, shape.pages);
+        self.sample("cache_config_info", &labels, 1.0);
+        self.head("kv_pages", "gauge", "KV pages by state.");
+        for (state, pages) in [("used", used), ("cached", cached), ("free", free)] {
+            self.sample("kv_pages", &format!(",state=\"{state}\""), pages as f64);
+        }
+        let counters = [
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache.",
+                &stats.prefix_query_tokens,
+            ),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", &stats.prefix_hit_tokens),
+            ("prompt_tokens", "Prompt tokens of admitted sequences.", &stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", &stats.generation_tokens),
+            (
+                "computed_prompt_tokens",
+                "Prompt tokens computed, not served from cache.",
+                &stats.computed_tokens,
+            ),
+            ("num_preemptions", "Sequences put back to make room.", &stats.preemptions),
+            ("evicted_pages", "Cached KV pages given up.", &stats.evicted_pages),
+            ("engine_steps", "Steps executed.", &stats.steps),
+            ("requests_expired", "Requests refused because their deadline had passed.", &stats.expired),
+            ("executor_restarts", "Restarts of the executor after a failed step.", &stats.executor_restarts),
+        ];
+        for (name, help, counter) in counters {
+            self.counter(name, help, get(counter) as f64);
+        }
+        let seconds = get(&stats.step_ns) as f64 / 1e9;
+        self.counter("engine_step_seconds", "Time the executor spent in steps.", seconds);
+    }
+
+    fn server(&mut self, server: &ServerMetrics) {
+        self.head("request_success_total", "counter", "Finished sequences by reason.");
+        for ending in Ending::ALL {
+            let labels = format!(",finished_reason=\"{}\"", ending.label());
+            self.sample("request_success_total", &labels, server.endings(ending) as f64);
+        }
+        self.head("http_responses_total", "counter", "HTTP answers by status class.");
+        for (class, count) in server.responses() {
+            self.sample("http_responses_total", &format!(",status=\"{class}\""), count as f64);
+        }
+        let histograms = [
+            ("time_to_first_token_seconds", "From arrival to the first token.", &server.ttft),
+            ("inter_token_latency_seconds", "Between tokens of one sequence.", &server.inter_token),
+            ("e2e_request_latency_seconds", "From arrival to the last token.", &server.e2e),
+            ("request_queue_time_seconds", "From arrival to the first step.", &server.queue),
+            ("request_prompt_tokens", "Prompt tokens per finished sequence.", &server.prompt),
+            ("request_generation_tokens", "Generated tokens per finished sequence.", &server.generation),
+        ];
+        for (name, help, histogram) in histograms {
+            self.histogram(name, help, histogram);
+        }
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let prefix = self.prefix;
+        let _ = writeln!(self.out, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+        let (prefix, model) = (self.prefix, &self.model);
+        let _ = writeln!(self.out, "{prefix}{name}{{model_name=\"{model}\"{labels}}} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, "gauge", help);
+        self.sample(name, "", value);
+    }
+
+    fn counter(&mut self, stem: &str, help: &str, value: f64) {
+        let name = format!("{stem}_total");
+        self.head(&name, "counter", help);
+        self.sample(&name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let buckets = histogram.cumulated();
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in &buckets {
+            let bound = if bound.is_infinite() { "+Inf".to_owned() } else { bound.to_string() };
+            self.sample(&bucket, &format!(",le=\"{bound}\""), *count as f64);
+        }
+        self.sample(&format!("{name}_sum"), "", histogram.sum());
+        self.sample(&format!("{name}_count"), "", buckets.last().map_or(0, |last| last.1) as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use expect_test::expect;
+
+    use super::*;
+
+    fn page(prefixes: &[&str]) -> String {
+        let (stats, server) = (EngineStats::default(), ServerMetrics::default());
+        server.first_token(Duration::from_millis(3), Duration::ZERO);
+        let shape = ExecutorShape {
+            pages: 8,
+            page_tokens: 16,
+            step_tokens_max: 64,
+            step_seqs_max: 4,
+            vocab: 10,
+            positions_max: 128,
+            model: base::ModelDigest([0; 32]),
+            layout: [0; 32],
+        };
+        render(prefixes, "m\"1", &server, Some((&stats, &shape)))
+    }
+
+    #[test]
+    fn names_and_types_are_a_promise() {
+        let types: Vec<_> =
+            page(&["quire_"]).lines().filter_map(|l| l.strip_prefix("# TYPE ")).map(String::from).collect();
+        expect![[r#"
+            quire_num_requests_running gauge
+            quire_num_requests_waiting gauge
+            quire_kv_cache_usage_perc gauge
+            quire_cache_config_info gauge
+            quire_kv_pages gauge
+            quire_prefix_cache_queries_total counter
+            quire_prefix_cache_hits_total counter
+            quire_prompt_tokens_total counter
+            quire_generation_tokens_total counter
+            quire_computed_prompt_tokens_total counter
+            quire_num_preemptions_total counter
+            quire_evicted_pages_total counter
+            quire_engine_steps_total counter
+            quire_requests_expired_total counter
+            quire_executor_restarts_total counter
+            quire_engine_step_seconds_total counter
+            quire_request_success_total counter
+            quire_http_responses_total counter
+            quire_time_to_first_token_seconds histogram
+            quire_inter_token_latency_seconds histogram
+            quire_e2e_request_latency_seconds histogram
+            quire_request_queue_time_seconds histogram
+            quire_request_prompt_tokens histogram
+            quire_request_generation_tokens histogram"#]]
+        .assert_eq(&types.join("\n"));
+    }
+
+    #[test]
+    fn the_alias_repeats_every_series_under_the_other_prefix() {
+        let both = page(&["quire_", "vllm:"]);
+        let series = |prefix: &str| both.lines().filter(|l| l.starts_with(prefix)).count();
+        assert_eq!(series("quire_"), series("vllm:"));
+        assert!(both.contains("vllm:num_requests_waiting{model_name=\"m\\\"1\"} 0"));
+    }
+
+    #[test]
+    fn histograms_cumulate_and_end_in_infinity() {
+        let text = page(&["quire_"]);
+        let name = "quire_time_to_first_token_seconds";
+        for line in [
+            format!("{name}_bucket{{model_name=\"m\\\"1\",le=\"0.001\"}} 0"),
+            format!("{name}_bucket{{model_name=\"m\\\"1\",le=\"0.005\"}} 1"),
+            format!("{name}_bucket{{model_name=\"m\\\"1\",le=\"+Inf\"}} 1"),
+            format!("{name}_sum{{model_name=\"m\\\"1\"}} 0.003"),
+            format!("{name}_count{{model_name=\"m\\\"1\"}} 1"),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} missing in\n{text}");
+        }
+    }
+}
