@@ -120,6 +120,18 @@ impl Cache {
         lease
     }
 
+    /// Extends a lease over pages of `tokens`, the whole sequence, that others have published since,
+    /// and returns the tokens won: for a sequence that waited for pages which another computed.
+    pub fn extend(&mut self, lease: &mut Lease, tokens: &[TokenId]) -> u32 {
+        self.settle();
+        let before = lease.tokens();
+        self.adopt(lease, tokens.get(before as usize..).unwrap_or_default());
+        let won = lease.tokens() - before;
+        self.counters.hits += u64::from(before == 0 && won > 0);
+        self.counters.hit_tokens += u64::from(won);
+        won
+    }
+
     fn plant(&mut self, key: &TreeKey) -> NodeId {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
@@ -260,11 +272,11 @@ impl Cache {
     }
 
     fn fence_pages(&mut self, pages: &[PageId], fence: StepId) {
-        for &page in pages {
-            self.pool.fence(page);
+        if pages.is_empty() {
+            return;
         }
+        pages.iter().for_each(|&page| self.pool.fence(page));
         match self.fences.behind(fence) {
-            _ if pages.is_empty() => {}
             Some(waiting) => waiting.pages.extend_from_slice(pages),
             None => pages.iter().for_each(|&page| self.pool.unfence(page)),
         }

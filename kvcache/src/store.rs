@@ -23,8 +23,9 @@ impl PageStore {
         let named = if names == Names::Kept { pages } else { 0 };
         Self {
             page_tokens,
-            tokens: vec![0; pages * page_tokens],
-            prints: vec![0; pages],
+            // No token; and writing it maps the memory now, not page fault by page fault while serving.
+            tokens: vec![TokenId::MAX; pages * page_tokens],
+            prints: vec![u64::MAX; pages],
             names: vec![ChainHash([0; 32]); named],
             hasher,
         }

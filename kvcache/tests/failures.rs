@@ -116,6 +116,20 @@ fn the_part_of_a_chunk_that_others_published_first_is_switched() {
 }
 
 #[test]
+fn a_waiting_sequence_takes_over_what_another_has_computed() {
+    let mut cache = cache(8);
+    let mut waits = cache.lease(&key(), &tokens(&[1, 2, 3, 4]));
+    warm(&mut cache, &[1, 2, 3, 9]);
+    assert_eq!(cache.extend(&mut waits, &tokens(&[1, 2, 3, 4])[..40]), 32);
+    assert_eq!(cache.extend(&mut waits, &tokens(&[1, 2, 3, 4])), 16);
+    assert_eq!(cache.extend(&mut waits, &tokens(&[1, 2, 3, 4])), 0);
+    sound(&cache, &[&waits]);
+    assert_eq!(waits.pages(), ids(&[0, 1, 2]));
+    assert_eq!(cache.evict(8), 1);
+    assert_eq!((cache.stats().counters.hits, cache.stats().counters.hit_tokens), (1, 48));
+}
+
+#[test]
 fn cancels_with_a_shared_prefix_free_only_their_own() {
     let mut cache = cache(8);
     let keeper = serve(&mut cache, &[1, 2, 3]);

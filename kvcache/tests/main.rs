@@ -4,8 +4,10 @@
 mod common;
 mod events;
 mod failures;
+mod hitrate;
 mod keys;
 mod model;
 mod naive;
 mod show;
 mod soak;
+mod workload;

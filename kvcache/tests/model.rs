@@ -14,6 +14,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (0..4usize, pages(7)).prop_map(|(key, prompt)| Op::Start { key, prompt }),
         2 => (any.clone(), pages(2)).prop_map(|(sequence, pages)| Op::Extend { sequence, pages }),
+        2 => any.clone().prop_map(|sequence| Op::Rematch { sequence }),
         8 => (any.clone(), 0..5usize).prop_map(|(sequence, n)| Op::Reserve { sequence, n }),
         8 => (any.clone(), 0..5usize).prop_map(|(sequence, n)| Op::Publish { sequence, n }),
         1 => (any.clone(), 0..3usize).prop_map(|(sequence, n)| Op::Free { sequence, n }),

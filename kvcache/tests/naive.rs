@@ -30,6 +30,10 @@ pub enum Op {
         sequence: usize,
         pages: Vec<u32>,
     },
+    /// It looks again for what others have published.
+    Rematch {
+        sequence: usize,
+    },
     Reserve {
         sequence: usize,
         n: usize,
@@ -139,6 +143,7 @@ impl World {
                     self.sequences[s].prompt.extend(pages.iter().take(2));
                 }
             }
+            Op::Rematch { sequence } => self.rematch(*sequence),
             Op::Reserve { sequence, n } => self.reserve(*sequence, *n),
             Op::Publish { sequence, n } => self.publish(*sequence, *n),
             Op::Free { sequence, n } => self.free(*sequence, *n),
@@ -164,13 +169,26 @@ impl World {
             return;
         }
         let tokens = tokens(prompt);
-        let expected: Vec<PageId> = (1..=prompt.len())
-            .map_while(|n| self.cached.get(&(index, prompt[..n].to_vec())).copied())
-            .collect();
+        let expected = self.longest(index, prompt);
         assert_eq!(self.cache.peek(&key(index), &tokens) as usize, expected.len() * SIZE);
         let lease = self.cache.lease(&key(index), &tokens);
         assert_eq!(lease.pages(), expected, "the longest cached prefix, and only under this key");
         self.sequences.push(Sequence { key: index, prompt: prompt.to_vec(), lease, private: Vec::new() });
+    }
+
+    fn longest(&self, index: usize, prompt: &[u32]) -> Vec<PageId> {
+        let page = |n| self.cached.get(&(index, prompt[..n].to_vec())).copied();
+        (1..=prompt.len()).map_while(page).collect()
+    }
+
+    fn rematch(&mut self, sequence: usize) {
+        let Some(s) = self.pick(sequence) else { return };
+        let expected = self.longest(self.sequences[s].key, &self.sequences[s].prompt);
+        let seq = &mut self.sequences[s];
+        let before = seq.lease.pages().len();
+        let won = self.cache.extend(&mut seq.lease, &tokens(&seq.prompt)) as usize;
+        assert_eq!(seq.lease.pages(), expected, "the longest cached prefix again");
+        assert_eq!(won, (expected.len() - before) * SIZE);
     }
 
     fn reserve(&mut self, sequence: usize, n: usize) {

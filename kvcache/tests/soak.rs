@@ -23,7 +23,8 @@ fn op(rng: &mut SplitMix) -> Op {
     match rng.below(40) {
         0..6 => Op::Start { key: sequence, prompt: pages(rng, 7) },
         6..8 => Op::Extend { sequence, pages: pages(rng, 2) },
-        8..17 => Op::Reserve { sequence, n },
+        8 => Op::Rematch { sequence },
+        9..17 => Op::Reserve { sequence, n },
         17..26 => Op::Publish { sequence, n },
         26 => Op::Free { sequence, n },
         27..30 => Op::Finish { sequence },

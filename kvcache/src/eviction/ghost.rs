@@ -18,13 +18,15 @@ struct Ghost {
 pub(crate) struct Ghosts {
     slots: Vec<Ghost>,
     puts: u32,
+    /// Slots in use, so that a pool that never evicted is not searched.
+    len: usize,
 }
 
 impl Ghosts {
-    /// Remembers at least `capacity` pages, rounded up to a power of two; 0 remembers none.
+    /// Remembers `capacity` pages, rounded up to whole buckets; 0 remembers none.
     pub fn new(capacity: usize) -> Self {
-        let slots = if capacity == 0 { 0 } else { capacity.next_power_of_two().max(WAYS) };
-        Self { slots: vec![Ghost::default(); slots], puts: 0 }
+        let slots = capacity.next_multiple_of(WAYS);
+        Self { slots: vec![Ghost::default(); slots], puts: 0, len: 0 }
     }
 
     pub fn put(&mut self, print: u64, frequency: u32) {
@@ -36,17 +38,25 @@ impl Ghosts {
             Some(i) => &mut bucket[i],
             None => bucket.iter_mut().max_by_key(|g| age(g)).expect("a bucket has slots"),
         };
-        *slot = Ghost { print, frequency, put };
+        let before = std::mem::replace(slot, Ghost { print, frequency, put });
+        self.len += usize::from(before.frequency == 0);
     }
 
     /// The remembered frequency, which is forgotten; 0 if there is none.
     pub fn take(&mut self, print: u64) -> u32 {
+        if self.len == 0 {
+            return 0;
+        }
         let Some(bucket) = self.bucket(print) else { return 0 };
-        bucket.iter_mut().find(|g| g.print == print).map_or(0, |g| std::mem::take(&mut g.frequency))
+        let ghost = bucket.iter_mut().find(|g| g.print == print && g.frequency > 0);
+        let frequency = ghost.map_or(0, |g| std::mem::take(&mut g.frequency));
+        self.len -= usize::from(frequency > 0);
+        frequency
     }
 
     pub fn clear(&mut self) {
         self.slots.fill(Ghost::default());
+        self.len = 0;
     }
 
     pub fn bytes(&self) -> usize {

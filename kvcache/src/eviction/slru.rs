@@ -14,7 +14,7 @@ impl Eviction for Slru {
     }
 
     fn ghosts_per_page(&self) -> usize {
-        4
+        2
     }
 
     fn dump(&self) -> String {
