@@ -184,6 +184,7 @@ fn text_part(part: &Value, path: String) -> Result<&str, ApiError> {
         Some("refusal") => "refusal",
         other => {
             let name = fields.name("type");
+            let other = other.unwrap_or("nothing");
             let message = format!("`{name}` must be \"text\", got {other:?}: the model takes text only");
             return Err(ApiError::unsupported(name, message));
         }

@@ -31,4 +31,5 @@ mod wire;
 
 pub use app::App;
 pub use config::{MetricsAlias, ServerConfig, os_entropy};
+pub use router::PATHS;
 pub use serve::{Drained, runtime, serve};

@@ -19,6 +19,8 @@ pub(crate) struct Params {
     pub n: usize,
     /// As asked; `None` = the endpoint's default.
     pub max_tokens: Option<u32>,
+    /// Which of its two names the request used.
+    pub max_tokens_param: &'static str,
     pub stop: Vec<String>,
     pub stop_text: StopText,
     pub specials: Specials,
@@ -85,12 +87,15 @@ impl Params {
         let skip = fields.flag("skip_special_tokens", Flag::On)?;
         let prompt_logprobs = fields.integer("prompt_logprobs", 0..=limits.top_logprobs_max as i64)?;
         let priority = fields.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
+        // The newer name wins.
+        let newer = fields.get("max_completion_tokens").is_some();
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64);
         Ok(Self {
             sampling: sampling(fields, checks, seed)?,
             seed,
             n,
             max_tokens: max_tokens(fields)?,
+            max_tokens_param: if newer { "max_completion_tokens" } else { "max_tokens" },
             stop: stop_strings(fields, limits)?,
             stop_text: if include.is_on() { StopText::Include } else { StopText::Exclude },
             specials: if skip.is_on() { Specials::Skip } else { Specials::Show },
@@ -128,7 +133,6 @@ fn sampling(fields: &Fields<'_>, checks: Checks<'_>, seed: Option<u64>) -> Resul
     })
 }
 
-/// `max_completion_tokens` is the newer name of `max_tokens` and wins.
 fn max_tokens(fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
     let old = fields.count("max_tokens", 0)?;
     let max = fields.count("max_completion_tokens", 0)?.or(old);

@@ -22,7 +22,23 @@ use crate::api::error::ApiError;
 use crate::api::generate::{self, Prepared};
 use crate::api::{chat, completion, ops, tokens};
 
-/// Every path of the server; `openapi.json` describes the same ones.
+/// Every path of the server, in the order of `openapi.json`, which describes them.
+pub const PATHS: [&str; 13] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/{model}",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/version",
+    "/openapi.json",
+    "/reset_prefix_cache",
+];
+
 pub(crate) fn router(app: App) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
