@@ -9,6 +9,8 @@ use std::ops::Range;
 use super::geometry::{GROUP, row_group_bytes};
 use super::pack::{bf16_bits, pair};
 use super::quant::quantize_activations;
+#[cfg(target_arch = "x86_64")]
+use super::x86::activations_avx512::pack_whole;
 use crate::WeightForm;
 use crate::cpu::arena::Rows;
 use crate::cpu::isa::Isa;
@@ -41,9 +43,8 @@ pub fn pack_block(
 ) {
     #[cfg(target_arch = "x86_64")]
     match isa {
+        Isa::Avx512 => return pack_block_avx512(x, block, part, form, out),
         // SAFETY: the set was found at run time.
-        Isa::Avx512 => return unsafe { pack_block_avx512(x, block, part, form, out) },
-        // SAFETY: as above.
         Isa::Avx2 => return unsafe { pack_block_avx2(x, block, part, form, out) },
         Isa::Portable => {}
     }
@@ -51,8 +52,8 @@ pub fn pack_block(
     pack_block_any(x, block, part, form, out);
 }
 
+/// Whole groups by hand-written code, the ragged last one by the plain loop.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn pack_block_avx512(
     x: &Rows<'_>,
     block: Range<usize>,
@@ -60,7 +61,13 @@ fn pack_block_avx512(
     form: WeightForm,
     out: &mut [u8],
 ) {
-    pack_block_any(x, block, part, form, out);
+    let whole = part.start..part.end.min(x.cols / GROUP).max(part.start);
+    let (done, rest) = out.split_at_mut(whole.len() * block.len() * row_group_bytes(form));
+    // SAFETY: the set was found at run time.
+    unsafe { pack_whole(x, block.clone(), whole.clone(), form, done) };
+    if whole.end < part.end {
+        pack_block_any(x, block, whole.end..part.end, form, rest);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

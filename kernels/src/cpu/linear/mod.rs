@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! for each panel of 32 outputs             static shares for decode, tickets for prefill
-//!   for each run of groups along k         a run's weights stay in the first-level cache …
+//!   for each run of groups along k         a run's weights stay in the second-level cache …
 //!     for each block of rows               … while all rows pass over them
 //!       tile                               rows × 32 outputs in registers
 //! ```
-//! With one block of rows (decode) there is one run per panel and the weights stream once through; with
-//! more, activations stream from the second-level cache, which needs a quarter of the weights' bandwidth.
+//! With one block of rows (decode) there is one run per panel and the weights stream once through. With
+//! more, a run of 128 KiB is best (measured from 8 to 256): shorter ones pay for storing and loading the
+//! accumulators, longer ones push the activations out.
 //! A worker owns whole panels, so no sum crosses workers. See `tile` for why the result of a row does not
 //! depend on the rows around it.
 
@@ -36,7 +37,7 @@ use crate::{HostTensor, KernelError, WeightForm};
 /// How far ahead of its use a weight that is read once is prefetched.
 const AHEAD_BYTES: usize = 4096;
 /// Weights of one run that several blocks of rows share.
-const RUN_BYTES: usize = 32 << 10;
+const RUN_BYTES: usize = 128 << 10;
 /// From this many rows on, panels are handed out by ticket.
 const TICKET_ROWS: usize = 48;
 

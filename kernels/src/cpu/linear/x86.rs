@@ -1,6 +1,9 @@
 //! The x86-64 tiles; elsewhere a stand-in that is never selected, so that dispatch reads the same.
 
 #[cfg(target_arch = "x86_64")]
+#[path = "activations_avx512.rs"]
+pub mod activations_avx512;
+#[cfg(target_arch = "x86_64")]
 #[path = "avx2.rs"]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
