@@ -411,10 +411,11 @@ mod tests {
     use crate::naive::config;
     use crate::{Cache, EvictionKind, soak};
 
+    /// Under GDSF, so that pages are also given each other's frequencies.
     #[test]
     fn colliding_fingerprints_never_give_a_wrong_page() {
         for bits in [0, 1, 3] {
-            let cache = Cache::with_fingerprint(config(32, EvictionKind::Lru), Fingerprint::weak(bits));
+            let cache = Cache::with_fingerprint(config(32, EvictionKind::Gdsf), Fingerprint::weak(bits));
             assert!(soak::run(cache, 10_000, 3).counters.hits > 100);
         }
     }

@@ -1,7 +1,7 @@
 //! The ways in which prefix caches of this field have failed their users, each a claim that ours does not.
 
 use base::{PageId, StepId};
-use quire_kvcache::OutOfPages;
+use quire_kvcache::{CacheConfig, OutOfPages};
 
 use crate::common::*;
 
@@ -279,6 +279,20 @@ fn clear_drops_all_that_is_unleased_and_nothing_else() {
     assert_eq!((cached(&cache, &[1, 2, 3]), cached(&cache, &[5]), cache.available()), (2, 0, 6));
     drop(lease);
     assert_eq!((cache.clear(|_| true), cache.stats().trees), (2, 0));
+}
+
+#[test]
+fn clear_forgets_what_was_evicted_too() {
+    let gdsf = |cleared: usize| {
+        let mut cache = with(CacheConfig::new(4, 16));
+        warm(&mut cache, &[1]);
+        warm(&mut cache, &[1]);
+        cache.evict(1);
+        (0..cleared).for_each(|_| assert_eq!(cache.clear(|_| true), 0));
+        warm(&mut cache, &[1]);
+        cache.dump()
+    };
+    assert!(gdsf(0).contains("[0] x3") && gdsf(1).contains("[0] x1"), "{}", gdsf(1));
 }
 
 #[test]

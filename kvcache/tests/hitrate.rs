@@ -62,5 +62,6 @@ fn lru_hits_what_the_plainest_leaf_lru_hits() {
 fn hit_counts_are_the_same_on_every_machine() {
     let requests = generate(1, 1_000);
     let hits = |capacity| EvictionKind::ALL.map(|policy| replay(&requests, capacity, policy));
-    expect!["[[5297, 4747, 4949], [7812, 7662, 6689], [10129, 10274, 8929]]"].assert_eq(&format!("{:?}", [100, 400, 1_500].map(hits)));
+    expect!["[[5297, 4747, 4949], [7812, 7662, 6689], [10129, 10274, 8929]]"]
+        .assert_eq(&format!("{:?}", [100, 400, 1_500].map(hits)));
 }

@@ -7,10 +7,10 @@
 //! won .6 points of hit rate on the conversation trace at 3,000 blocks and lost .3 at 50,000, below
 //! LRU; a leaf-only order already weighs depth.
 //!
-//! The counts of evicted pages are remembered for two pages per page of the pool: eight win .3 to .9
-//! points at 1,000 and 3,000 blocks and lose 1.5 at 10,000, where old fame misleads; none lose 1.6 there.
+//! The counts of evicted pages are remembered for two pages per page of the pool: eight win .35 and
+//! 1 points at 1,000 and 3,000 blocks and lose .15 at 10,000, where old fame misleads; none lose 1.6 there.
 //! Limit: where a page's past says nothing of its future, as in conversations resumed by recency
-//! alone, counts mislead and LRU is up to 1.5 points better (the generated workload of the bench).
+//! alone, counts mislead and LRU is up to 1 point better (the generated workload of the bench).
 
 use super::{Eviction, Rank, Usage};
 
