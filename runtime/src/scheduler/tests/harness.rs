@@ -39,7 +39,6 @@ pub(super) struct Harness {
     model: SimModel,
     flying: VecDeque<StepPlan>,
     depth: usize,
-    is_failed: bool,
     pub now: Nanos,
     pub clients: HashMap<RequestId, Client>,
     last_id: u64,
@@ -56,7 +55,6 @@ impl Harness {
             sim,
             flying: VecDeque::new(),
             depth,
-            is_failed: false,
             now: Nanos(1),
             clients: HashMap::new(),
             last_id: 0,
@@ -111,22 +109,16 @@ impl Harness {
     }
 
     fn answer(&mut self, plan: &StepPlan) {
-        let outcome = match self.is_failed {
-            true => Err(StepError::Gone { step: plan.id }),
-            false => catch_unwind(AssertUnwindSafe(|| self.model.forward(plan))).map_err(|payload| {
-                let message = payload.downcast_ref::<String>().cloned().unwrap_or_else(|| {
-                    payload.downcast_ref::<&str>().copied().unwrap_or_default().to_string()
-                });
-                assert!(message == "injected fault", "the simulated device refused a step: {message}");
-                StepError::Panic { step: plan.id, message }
-            }),
-        };
-        match outcome {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.model.forward(plan)));
+        match outcome.map_err(|payload| failure(plan.id, &*payload)) {
             Ok(result) => self.scheduler.apply(result),
             Err(error) => {
-                if self.scheduler.fail_step(&error) {
-                    self.model.reset();
+                assert!(self.scheduler.fail_step(&error));
+                // Steps queued behind a failed one are refused before the restart.
+                for stale in self.flying.drain(..) {
+                    assert!(!self.scheduler.fail_step(&StepError::Gone { step: stale.id }));
                 }
+                self.model.reset();
             }
         }
     }
@@ -185,6 +177,14 @@ impl Harness {
         self.sim.faults.push(step);
         self.model = SimModel::new(self.sim.clone());
     }
+}
+
+/// Only injected faults may fail a step; anything else is the device refusing a wrong page.
+fn failure(step: StepId, payload: &(dyn std::any::Any + Send)) -> StepError {
+    let message = payload.downcast_ref::<&str>().map(ToString::to_string);
+    let message = message.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+    assert!(message == "injected fault", "the simulated device refused a step: {message}");
+    StepError::Panic { step, message }
 }
 
 impl Client {

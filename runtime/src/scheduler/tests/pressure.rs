@@ -114,7 +114,7 @@ fn long_prompts_do_not_starve_decodes() {
     let mut h = Harness::new(SimConfig::new(512, 16, 1000), config, 1);
     let short = h.ask(&prompt(0, 10), 40);
     h.tick();
-    let long = h.ask(&prompt(100, 2000), 2);
+    let long = h.ask(&prompt(100, 5000), 2);
     for _ in 0..40 {
         h.tick();
     }
