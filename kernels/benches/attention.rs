@@ -1,7 +1,8 @@
 //! Attention of the CPU backend alone: what part of the multiplier (prefill) and of the memory (decode)
 //! it reaches. Explains the figures of the whole engine; claims nothing by itself.
 //!
-//! `cargo bench -p quire-kernels --bench attention` prints one line per case: median of the rounds.
+//! `cargo bench -p quire-kernels --bench attention [-- --threads N --only TEXT]` prints one line per case: the
+//! fastest of the rounds, because on a shared machine the slower ones measure the neighbours.
 
 use base::{Clock, SplitMix, SystemClock};
 use quire_kernels::cpu::arena::{Rows, RowsMut, StepRows};
@@ -48,16 +49,18 @@ struct Bench {
 
 fn main() {
     let quick = std::env::args().any(|a| a == "--test");
-    let rounds = if quick { 1 } else { 15 };
+    let rounds = if quick { 1 } else { 40 };
+    let threads = option("--threads").and_then(|t| t.parse().ok()).unwrap_or_else(cores::physical);
+    let only = option("--only").unwrap_or_default();
     let bench = Bench {
-        pool: Pool::new(cores::physical()).expect("threads"),
+        pool: Pool::new(threads).expect("threads"),
         isa: Isa::detect(),
         clock: SystemClock::default(),
     };
     println!("attention on {} with {} threads", bench.isa.name(), bench.pool.workers());
-    for shape in SHAPES {
+    for shape in SHAPES.into_iter().filter(|s| s.name.contains(&only)) {
         for kind in [KvType::Bf16, KvType::F32] {
-            for (past, new) in [(0, 512), (0, 2048), (1536, 512)] {
+            for (past, new) in [(0, 256), (0, 2048), (1920, 128)] {
                 bench.case(shape, kind, Work { sequences: 1, past, new }, rounds);
             }
             for (sequences, past) in [(1, 512), (1, 4096), (16, 1024)] {
@@ -65,6 +68,11 @@ fn main() {
             }
         }
     }
+}
+
+/// The argument after `name`.
+fn option(name: &str) -> Option<String> {
+    std::env::args().skip_while(|a| a != name).nth(1)
 }
 
 impl Bench {
@@ -95,10 +103,9 @@ impl Bench {
         let qkv = random(rows * shape.qkv_cols());
         let mut out = vec![0.0f32; rows * shape.q_cols()];
         let mut attention = Attention::new();
-        let mut nanos = Vec::new();
-        for round in 0..rounds + 1 {
+        let mut best = f64::INFINITY;
+        for _ in 0..rounds {
             self.pool.begin();
-            let from = self.clock.now().0;
             for layer in 0..layers {
                 let input = AttendInput {
                     step: &step,
@@ -107,15 +114,13 @@ impl Bench {
                     shape,
                     qkv: Rows::new(&qkv, rows, shape.qkv_cols()),
                 };
+                let from = self.clock.now();
                 attention.run(&self.pool, self.isa, &input, RowsMut::new(&mut out, rows, shape.q_cols()));
-            }
-            if round > 0 {
-                nanos.push((self.clock.now().0 - from) as f64 / layers as f64);
+                best = best.min(self.clock.now().since(from).as_nanos() as f64);
             }
             self.pool.end();
         }
-        nanos.sort_by(f64::total_cmp);
-        report(heads, kind, work, nanos[nanos.len() / 2], out.iter().sum());
+        report(heads, kind, work, best, out.iter().sum());
     }
 }
 

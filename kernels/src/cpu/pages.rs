@@ -50,10 +50,18 @@ impl KvPages {
         &self.shape
     }
 
-    /// Start of the group that holds slot `slot`; a group is [`Self::group_bytes`] long and 64-byte aligned.
-    pub(crate) fn group(&self, page: u32, layer: usize, side: Side, head: usize, slot: usize) -> *const u8 {
-        let at = group_offset(&self.shape, page, layer, side, head, slot);
-        self.memory.as_slice::<u8>()[at..].as_ptr()
+    /// The blocks of one layer and KV head, for reading.
+    pub(crate) fn blocks(&self, layer: usize, head: usize) -> Blocks<'_> {
+        let s = &self.shape;
+        let key = group_offset(s, 0, layer, Side::K, head, 0);
+        Blocks {
+            memory: self.memory.as_slice(),
+            first_key: key,
+            to_value: group_offset(s, 0, layer, Side::V, head, 0) - key,
+            page_bytes: s.page_bytes(),
+            page_shift: s.page_tokens.trailing_zeros(),
+            token_bytes: s.head_dim * s.kind.bytes(),
+        }
     }
 
     /// For writing tokens from several workers.
@@ -94,6 +102,34 @@ impl KvPages {
     pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
         let len = self.shape.page_bytes();
         &mut self.memory.as_mut_slice()[page as usize * len..(page as usize + 1) * len]
+    }
+}
+
+/// One layer's keys and values of one head, over all pages.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks<'a> {
+    memory: &'a [u8],
+    first_key: usize,
+    to_value: usize,
+    page_bytes: usize,
+    page_shift: u32,
+    token_bytes: usize,
+}
+
+impl Blocks<'_> {
+    /// Starts of the key and value groups of the sixteen tokens from position `token`, by page table. A
+    /// group is 64-byte aligned and `16 × head_dim` elements long.
+    #[inline(always)]
+    pub(crate) fn groups(&self, table: &[u32], token: usize) -> (*const u8, *const u8) {
+        let slot = token & ((1 << self.page_shift) - 1);
+        let page = table[token >> self.page_shift] as usize;
+        let key = page * self.page_bytes + self.first_key + slot * self.token_bytes;
+        let value = key + self.to_value;
+        assert!(
+            value + GROUP_TOKENS * self.token_bytes <= self.memory.len(),
+            "page {page} is outside the pool"
+        );
+        (self.memory[key..].as_ptr(), self.memory[value..].as_ptr())
     }
 }
 

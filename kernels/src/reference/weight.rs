@@ -51,19 +51,22 @@ fn represented(group: &[f32], form: WeightForm) -> Vec<f64> {
         WeightForm::Bf16 => each(&|w| half::bf16::from_f32(w).to_f32()),
         WeightForm::Q8 => {
             let absmax = group.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-            quantized(group, absmax / 127.0, |x| x.round_ties_even().clamp(-127.0, 127.0))
+            quantized(group, absmax / 127.0, -127.0, 127.0)
         }
         WeightForm::Q4 => {
             // The value of largest magnitude, with its sign, maps to −8: the grid has one more step there.
             let peak = group.iter().fold(0.0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
-            quantized(group, peak / -8.0, |x| (x + 8.5).floor().min(15.0) - 8.0)
+            quantized(group, peak / -8.0, -8.0, 7.0)
         }
     }
 }
 
-fn quantized(group: &[f32], scale: f32, to_grid: impl Fn(f32) -> f32) -> Vec<f64> {
+/// The nearest multiples (ties to even) of the scale, which is held in f16.
+fn quantized(group: &[f32], scale: f32, low: f32, high: f32) -> Vec<f64> {
+    let scale = half::f16::from_f32(scale.clamp(-65_504.0, 65_504.0)).to_f32();
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    group.iter().map(|w| f64::from(to_grid(w * inverse)) * f64::from(scale)).collect()
+    let nearest = |w: &f32| (w * inverse).round_ties_even().clamp(low, high);
+    group.iter().map(|w| f64::from(nearest(w)) * f64::from(scale)).collect()
 }
 
 #[cfg(test)]
@@ -73,7 +76,7 @@ mod tests {
     #[test]
     fn q4_maps_the_signed_peak_to_minus_eight() {
         let got = represented(&[-1.0, 0.5, 0.9, 0.0], WeightForm::Q4);
-        assert_eq!(got, [-1.0, 0.5, 0.875, 0.0]);
+        assert_eq!(got, [-1.0, 0.5, 0.875, 0.0]); // 0.9 would be 7.2 steps, the grid ends at 7
         let got = represented(&[1.0, -0.5, -0.9, 0.0], WeightForm::Q4);
         assert_eq!(got, [1.0, -0.5, -0.875, 0.0]);
     }
@@ -82,7 +85,7 @@ mod tests {
     fn q8_maps_the_largest_magnitude_to_127() {
         let got = represented(&[-12.7, 6.34, 0.0], WeightForm::Q8);
         for (got, want) in got.iter().zip([-12.7, 6.3, 0.0]) {
-            assert!((got - want).abs() < 1e-6, "{got} is not {want}");
+            assert!((got - want).abs() < 6e-3, "{got} is not {want}");
         }
     }
 }

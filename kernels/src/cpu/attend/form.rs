@@ -6,6 +6,8 @@ use crate::cpu::lanes::{LANES, Lanes, load_part};
 /// dimension (f32) or a pair of dimensions (bf16) of sixteen tokens, 64 bytes either way.
 pub(super) trait Form<L: Lanes> {
     type Key: Copy;
+    /// Bytes of an element.
+    const BYTES: usize;
     /// Dimensions of a unit.
     const UNIT: usize;
     /// 32-bit words that a packed query takes per unit.
@@ -36,6 +38,7 @@ pub(super) struct F32;
 
 impl<L: Lanes> Form<L> for F32 {
     type Key = L::V;
+    const BYTES: usize = 4;
     const UNIT: usize = 1;
     const WORDS: usize = 1;
 
@@ -73,6 +76,7 @@ pub(super) struct Bf16;
 
 impl<L: Lanes> Form<L> for Bf16 {
     type Key = L::Pairs;
+    const BYTES: usize = 2;
     const UNIT: usize = 2;
     const WORDS: usize = L::PAIR_WORDS;
 

@@ -11,7 +11,7 @@
 //! ```text
 //! pieces    (sequence run, kv head, block of query rows [, run of tiles])   cut so that workers end together
 //!   tile    256 tokens = 16 groups of keys and of values, wherever their pages are
-//!     rows  up to 6 query rows (positions × heads of the group) × 4 groups in registers
+//!     rows  up to 8 query rows (positions × heads of the group) × 2 groups (4 × 4) in registers
 //! ```
 //!
 //! A few long sequences are cut along tiles as well; their tile results go to scratch and a second pass

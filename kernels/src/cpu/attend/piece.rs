@@ -6,12 +6,15 @@ use super::{AttendInput, padded, partial_stride};
 use crate::attention::TileSum;
 use crate::cpu::arena::RowsMut;
 use crate::cpu::lanes::{Kernel, LANES, Lanes};
-use crate::cpu::pages::{GROUP_TOKENS, Side};
+use crate::cpu::pages::{GROUP_TOKENS};
 use crate::{ATTENTION_TILE, AttentionShape, KvType};
 
 /// Query rows in registers at once, at most; [`Lanes::ROWS`] is what suits an instruction set.
-const ROWS_MAX: usize = 6;
+const ROWS_MAX: usize = 8;
 const TILE_GROUPS: usize = ATTENTION_TILE / GROUP_TOKENS;
+
+/// Starts of a tile's key or value groups.
+type Groups = [*const u8; TILE_GROUPS];
 
 /// A worker's memory.
 #[derive(Debug, Default)]
@@ -49,14 +52,15 @@ impl Kernel for RunPiece<'_> {
 
 /// A tile as one piece sees it.
 struct Tile {
+    index: u32,
     /// Position of its first token.
     start: usize,
     /// Query rows (of the piece) that see a token of it.
     from: usize,
     to: usize,
     /// Key and value groups; those outside the visible range are null.
-    keys: [*const u8; TILE_GROUPS],
-    values: [*const u8; TILE_GROUPS],
+    keys: Groups,
+    values: Groups,
 }
 
 /// Visible tokens of one query row in a tile, relative to its start.
@@ -80,13 +84,17 @@ impl<'a> RunPiece<'a> {
             // SAFETY: `prepare` made room for `rows` times `words`.
             unsafe { F::pack(lanes, q, self.scratch.query.as_mut_ptr().add(index * words)) };
         }
+        let mut next = self.view(self.piece.tile_from);
         for tile in self.piece.tile_from..self.piece.tile_to {
-            let Some(view) = self.view(tile as usize) else { continue };
+            let view = next;
+            next = self.view(tile + 1);
             let (count, most) = (view.to - view.from, L::ROWS.min(ROWS_MAX));
             let blocks = count.div_ceil(most);
             for b in 0..blocks {
                 let (from, to) = (view.from + count * b / blocks, view.from + count * (b + 1) / blocks);
-                self.block::<L, F>(lanes, &view, tile, from, to);
+                // The first rows to read the tile ask for what comes after it; for the others it is there.
+                let ahead = if b == 0 { &next.keys } else { &view.values };
+                self.block::<L, F>(lanes, &view, ahead, from, to);
             }
         }
         if self.piece.partial.is_none() {
@@ -94,51 +102,51 @@ impl<'a> RunPiece<'a> {
         }
     }
 
-    /// Which rows see the tile, and where its groups are; `None` if no row does.
-    fn view(&self, tile: usize) -> Option<Tile> {
+    /// Which rows see the tile, and where its groups are; nothing beyond the piece's tiles.
+    #[inline(always)]
+    fn view(&self, tile: u32) -> Tile {
         let (shape, group) = (&self.input.shape, self.input.shape.group());
-        let (start, end) = (tile * ATTENTION_TILE, (tile + 1) * ATTENTION_TILE);
+        let start = tile as usize * ATTENTION_TILE;
         let first = self.input.step.positions[self.piece.row as usize] as usize;
         let from = start.saturating_sub(first);
-        let mut to = self.piece.rows as usize;
-        while to > from && shape.first_visible(first + to - 1) >= end {
+        let mut to = if tile < self.piece.tile_to { self.piece.rows as usize } else { 0 };
+        while to > from && shape.first_visible(first + to - 1) >= start + ATTENTION_TILE {
             to -= 1;
         }
-        if from >= to {
-            return None;
-        }
-        let low = visible(shape, first + from, start).from / GROUP_TOKENS;
-        let high = visible(shape, first + to - 1, start).to.div_ceil(GROUP_TOKENS);
         let mut view = Tile {
+            index: tile,
             start,
-            from: from * group,
+            from: from.min(to) * group,
             to: to * group,
             keys: [std::ptr::null(); TILE_GROUPS],
             values: [std::ptr::null(); TILE_GROUPS],
         };
-        let pages = self.input.pages;
-        let head = self.piece.kv_head as usize;
-        for g in low..high {
-            let token = start + g * GROUP_TOKENS;
-            let (page, slot) =
-                self.input.step.slot(self.piece.span as usize, token, pages.shape().page_tokens);
-            view.keys[g] = pages.group(page, self.input.layer, Side::K, head, slot);
-            view.values[g] = pages.group(page, self.input.layer, Side::V, head, slot);
+        if from < to {
+            let low = visible(shape, first + from, start).from / GROUP_TOKENS;
+            let high = visible(shape, first + to - 1, start).to.div_ceil(GROUP_TOKENS);
+            let blocks = self.input.pages.blocks(self.input.layer, self.piece.kv_head as usize);
+            let table =
+                &self.input.step.page_table[self.input.step.spans[self.piece.span as usize].table as usize..];
+            for g in low..high {
+                (view.keys[g], view.values[g]) = blocks.groups(table, start + g * GROUP_TOKENS);
+            }
         }
-        Some(view)
+        view
     }
 
     /// Query rows `from..to` against one tile, with as many rows in registers.
     #[inline(always)]
-    fn block<L: Lanes, F: Form<L>>(&mut self, lanes: L, view: &Tile, tile: u32, from: usize, to: usize) {
+    fn block<L: Lanes, F: Form<L>>(&mut self, lanes: L, view: &Tile, ahead: &Groups, from: usize, to: usize) {
         // Guards are constants, so that each instruction set keeps the sizes it uses.
         match to - from {
-            1 => self.block_of::<L, F, 1>(lanes, view, tile, from),
-            2 => self.block_of::<L, F, 2>(lanes, view, tile, from),
-            3 if L::ROWS >= 3 => self.block_of::<L, F, 3>(lanes, view, tile, from),
-            4 if L::ROWS >= 4 => self.block_of::<L, F, 4>(lanes, view, tile, from),
-            5 if L::ROWS >= 5 => self.block_of::<L, F, 5>(lanes, view, tile, from),
-            6 if L::ROWS >= 6 => self.block_of::<L, F, 6>(lanes, view, tile, from),
+            1 => self.block_of::<L, F, 1>(lanes, view, ahead, from),
+            2 => self.block_of::<L, F, 2>(lanes, view, ahead, from),
+            3 if L::ROWS >= 3 => self.block_of::<L, F, 3>(lanes, view, ahead, from),
+            4 if L::ROWS >= 4 => self.block_of::<L, F, 4>(lanes, view, ahead, from),
+            5 if L::ROWS >= 5 => self.block_of::<L, F, 5>(lanes, view, ahead, from),
+            6 if L::ROWS >= 6 => self.block_of::<L, F, 6>(lanes, view, ahead, from),
+            7 if L::ROWS >= 7 => self.block_of::<L, F, 7>(lanes, view, ahead, from),
+            8 if L::ROWS >= 8 => self.block_of::<L, F, 8>(lanes, view, ahead, from),
             rows => unreachable!("{rows} rows in registers"),
         }
     }
@@ -148,7 +156,7 @@ impl<'a> RunPiece<'a> {
         &mut self,
         lanes: L,
         view: &Tile,
-        tile: u32,
+        ahead: &Groups,
         from: usize,
     ) {
         let shape = &self.input.shape;
@@ -164,7 +172,7 @@ impl<'a> RunPiece<'a> {
         let scores = self.scratch.scores.as_mut_ptr();
         // SAFETY: `view` holds all groups that any row of the piece sees; packed queries and scores have
         // room for the rows.
-        unsafe { score::<L, F, R>(lanes, query, units, &view.keys, groups, scores) };
+        unsafe { score::<L, F, R>(lanes, query, units, view, groups, scores) };
         let mut sums = [TileSum::EMPTY; R];
         let scale = (f64::from(shape.scale) * std::f64::consts::LOG2_E) as f32;
         for r in 0..R {
@@ -172,9 +180,10 @@ impl<'a> RunPiece<'a> {
             sums[r] = unsafe { softmax(lanes, scores.add(r * ATTENTION_TILE), seen[r], scale) };
         }
         let tile_out = self.scratch.tile_out.as_mut_ptr();
+        let values = Values { groups: &view.values, ahead, dim };
         // SAFETY: weights of all visible tokens are written, `tile_out` has `R` rows of `stride`.
-        unsafe { weigh_all::<L, F, R>(lanes, scores, &seen, &view.values, dim, tile_out) };
-        self.close::<L, R>(lanes, tile, from, stride, &sums);
+        unsafe { weigh_all::<L, F, R>(lanes, scores, &seen, values, tile_out) };
+        self.close::<L, R>(lanes, view.index, from, stride, &sums);
     }
 
     /// Merges the tile's results into the rows' state, or leaves them in scratch for the second pass.
@@ -259,25 +268,35 @@ unsafe fn score<L: Lanes, F: Form<L>, const R: usize>(
     lanes: L,
     query: *const u32,
     units: usize,
-    keys: &[*const u8; TILE_GROUPS],
+    view: &Tile,
     groups: std::ops::Range<usize>,
     scores: *mut f32,
 ) {
     let mut g = groups.start;
-    while L::GROUPS == 4 && g + 4 <= groups.end {
-        let keys = [keys[g], keys[g + 1], keys[g + 2], keys[g + 3]];
+    while L::WIDE && R <= 4 && g + 4 <= groups.end {
+        let keys = [view.keys[g], view.keys[g + 1], view.keys[g + 2], view.keys[g + 3]];
+        let ahead = [view.values[g], view.values[g + 1], view.values[g + 2], view.values[g + 3]];
         // SAFETY: passed on; group `g` starts at token 16 g.
-        unsafe { score_groups::<L, F, R, 4>(lanes, query, units, keys, scores.add(g * GROUP_TOKENS)) };
+        unsafe { score_groups::<L, F, R, 4>(lanes, query, units, keys, ahead, scores.add(g * GROUP_TOKENS)) };
         g += 4;
     }
-    while g < groups.end {
+    while L::WIDE && g + 2 <= groups.end {
+        let keys = [view.keys[g], view.keys[g + 1]];
+        let ahead = [view.values[g], view.values[g + 1]];
         // SAFETY: as above.
-        unsafe { score_groups::<L, F, R, 1>(lanes, query, units, [keys[g]], scores.add(g * GROUP_TOKENS)) };
+        unsafe { score_groups::<L, F, R, 2>(lanes, query, units, keys, ahead, scores.add(g * GROUP_TOKENS)) };
+        g += 2;
+    }
+    while g < groups.end {
+        let (keys, ahead) = ([view.keys[g]], [view.values[g]]);
+        // SAFETY: as above.
+        unsafe { score_groups::<L, F, R, 1>(lanes, query, units, keys, ahead, scores.add(g * GROUP_TOKENS)) };
         g += 1;
     }
 }
 
-/// The inner product loop: `R × G` chains over the dimensions.
+/// The inner product loop: `R × G` chains over the dimensions. A unit is a cache line, and so the values
+/// of the same tokens, which take as many lines, are asked for line by line.
 ///
 /// # Safety
 /// As [`score`].
@@ -287,6 +306,7 @@ unsafe fn score_groups<L: Lanes, F: Form<L>, const R: usize, const G: usize>(
     query: *const u32,
     units: usize,
     keys: [*const u8; G],
+    ahead: [*const u8; G],
     scores: *mut f32,
 ) {
     let mut acc = [[lanes.splat(0.0); G]; R];
@@ -296,6 +316,9 @@ unsafe fn score_groups<L: Lanes, F: Form<L>, const R: usize, const G: usize>(
             let mut key = [F::load_key(lanes, keys[0], unit); G];
             for g in 1..G {
                 key[g] = F::load_key(lanes, keys[g], unit);
+            }
+            for ahead in ahead {
+                lanes.prefetch(ahead.wrapping_add(unit * 64));
             }
             for r in 0..R {
                 let q = query.add((r * units + unit) * F::WORDS);
@@ -351,6 +374,14 @@ unsafe fn softmax<L: Lanes>(lanes: L, scores: *mut f32, seen: Visible, scale: f3
     TileSum { max, sum: lanes.sum(sum) }
 }
 
+/// A tile's values, and what to ask for while they are read.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    groups: &'a Groups,
+    ahead: &'a Groups,
+    dim: usize,
+}
+
 /// `out[row] = Σ weight × value` over each row's visible tokens, in order.
 ///
 /// Tokens that all rows see go through registers together; what only some see goes row by row, so that no
@@ -363,11 +394,10 @@ unsafe fn weigh_all<L: Lanes, F: Form<L>, const R: usize>(
     lanes: L,
     weights: *const f32,
     seen: &[Visible; R],
-    values: &[*const u8; TILE_GROUPS],
-    dim: usize,
+    values: Values<'_>,
     out: *mut f32,
 ) {
-    let stride = padded(dim);
+    let stride = padded(values.dim);
     // Rows are in order of position, so both bounds rise.
     let common = Visible { from: seen[R - 1].from, to: seen[0].to };
     // SAFETY: `out` has `R` rows.
@@ -376,18 +406,18 @@ unsafe fn weigh_all<L: Lanes, F: Form<L>, const R: usize>(
         let before = Visible { from: seen.from, to: common.from.min(seen.to) };
         // SAFETY: one row, its visible tokens.
         unsafe {
-            weigh::<L, F, 1>(lanes, weights.add(r * ATTENTION_TILE), before, values, dim, out.add(r * stride))
+            weigh::<L, F, 1>(lanes, weights.add(r * ATTENTION_TILE), before, values, out.add(r * stride))
         };
     }
     if common.from < common.to {
         // SAFETY: tokens that every row sees.
-        unsafe { weigh::<L, F, R>(lanes, weights, common, values, dim, out) };
+        unsafe { weigh::<L, F, R>(lanes, weights, common, values, out) };
     }
     for (r, seen) in seen.iter().enumerate() {
         let after = Visible { from: common.to.max(common.from).max(seen.from), to: seen.to };
         // SAFETY: one row, its visible tokens.
         unsafe {
-            weigh::<L, F, 1>(lanes, weights.add(r * ATTENTION_TILE), after, values, dim, out.add(r * stride))
+            weigh::<L, F, 1>(lanes, weights.add(r * ATTENTION_TILE), after, values, out.add(r * stride))
         };
     }
 }
@@ -401,26 +431,25 @@ unsafe fn weigh<L: Lanes, F: Form<L>, const R: usize>(
     lanes: L,
     weights: *const f32,
     tokens: Visible,
-    values: &[*const u8; TILE_GROUPS],
-    dim: usize,
+    values: Values<'_>,
     out: *mut f32,
 ) {
     if tokens.from >= tokens.to {
         return;
     }
-    let mut at = 0;
+    let (mut at, dim) = (0, values.dim);
     // SAFETY: passed on; `at` stays below `dim`.
     unsafe {
-        while L::GROUPS == 4 && at + 4 * LANES <= dim {
-            weigh_dims::<L, F, R, 4>(lanes, weights, tokens, values, dim, at, out);
+        while L::WIDE && R <= 4 && at + 4 * LANES <= dim {
+            weigh_dims::<L, F, R, 4>(lanes, weights, tokens, values, at, out);
             at += 4 * LANES;
         }
-        while L::GROUPS == 4 && at + 2 * LANES <= dim {
-            weigh_dims::<L, F, R, 2>(lanes, weights, tokens, values, dim, at, out);
+        while L::WIDE && at + 2 * LANES <= dim {
+            weigh_dims::<L, F, R, 2>(lanes, weights, tokens, values, at, out);
             at += 2 * LANES;
         }
         while at < dim {
-            weigh_dims::<L, F, R, 1>(lanes, weights, tokens, values, dim, at, out);
+            weigh_dims::<L, F, R, 1>(lanes, weights, tokens, values, at, out);
             at += LANES;
         }
     }
@@ -435,11 +464,11 @@ unsafe fn weigh_dims<L: Lanes, F: Form<L>, const R: usize, const D: usize>(
     lanes: L,
     weights: *const f32,
     tokens: Visible,
-    values: &[*const u8; TILE_GROUPS],
-    dim: usize,
+    values: Values<'_>,
     at: usize,
     out: *mut f32,
 ) {
+    let dim = values.dim;
     let stride = padded(dim);
     let whole = at + D * LANES <= dim;
     let mut acc = [[lanes.splat(0.0); D]; R];
@@ -451,7 +480,8 @@ unsafe fn weigh_dims<L: Lanes, F: Form<L>, const R: usize, const D: usize>(
     }
     let mut token = tokens.from;
     while token < tokens.to {
-        let group = values[token / GROUP_TOKENS];
+        let group = values.groups[token / GROUP_TOKENS];
+        let ahead = values.ahead[token / GROUP_TOKENS];
         let end = (token / GROUP_TOKENS + 1) * GROUP_TOKENS;
         for token in token..end.min(tokens.to) {
             let first = token % GROUP_TOKENS * dim + at;
@@ -464,6 +494,9 @@ unsafe fn weigh_dims<L: Lanes, F: Form<L>, const R: usize, const D: usize>(
                     for d in 0..D {
                         value[d] = F::load_value(lanes, group, first + d * LANES);
                     }
+                }
+                for line in 0..(D * LANES * F::BYTES).div_ceil(64) {
+                    lanes.prefetch(ahead.wrapping_add(first * F::BYTES + line * 64));
                 }
                 for r in 0..R {
                     let weight = lanes.splat(weights.add(r * ATTENTION_TILE + token).read());

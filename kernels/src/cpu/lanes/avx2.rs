@@ -51,7 +51,7 @@ impl Lanes for Avx2 {
     type V = V;
     type Pairs = (V, V);
     const ROWS: usize = 4;
-    const GROUPS: usize = 1;
+    const WIDE: bool = false;
     const PAIR_WORDS: usize = 2;
 
     #[inline(always)]

@@ -43,8 +43,8 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 impl Lanes for Avx512 {
     type V = V;
     type Pairs = __m512bh;
-    const ROWS: usize = 6;
-    const GROUPS: usize = 4;
+    const ROWS: usize = 8;
+    const WIDE: bool = true;
     const PAIR_WORDS: usize = 1;
 
     #[inline(always)]

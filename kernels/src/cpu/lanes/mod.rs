@@ -26,10 +26,10 @@ pub(crate) trait Lanes: Copy {
     /// Sixteen pairs of bf16, as a dot product wants them.
     type Pairs: Copy;
 
-    /// Query rows that a kernel should keep in registers at once, with [`Self::GROUPS`] vectors each.
+    /// Rows that a kernel should keep in registers at once.
     const ROWS: usize;
-    /// Key vectors that a kernel should keep in registers at once: 4 or 1.
-    const GROUPS: usize;
+    /// True if there is room for several vectors per row: 2, or 4 for up to four rows.
+    const WIDE: bool;
     /// 32-bit words that [`Self::pack_pair`] writes.
     const PAIR_WORDS: usize;
 

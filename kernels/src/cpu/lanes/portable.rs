@@ -53,7 +53,7 @@ impl Lanes for Portable {
     type V = V;
     type Pairs = (V, V);
     const ROWS: usize = 2;
-    const GROUPS: usize = 1;
+    const WIDE: bool = false;
     const PAIR_WORDS: usize = 2;
 
     #[inline(always)]
