@@ -36,14 +36,12 @@ pub enum ModelError {
     TensorShape { file: PathBuf, tensor: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("{file}: tensor `{tensor}` has type {found}, supported are {supported}")]
     TensorType { file: PathBuf, tensor: String, found: String, supported: &'static str },
-    #[error(
-        "{file}: tensor `{tensor}` has no place in this architecture; the config and the weights disagree"
-    )]
+    #[error("{file}: tensor `{tensor}` has no place in this architecture; the config and the weights disagree")]
     TensorUnexpected { file: PathBuf, tensor: String },
-    #[error(
-        "{available} of memory are free; the model needs {needed} for weights, activations and at least one sequence"
-    )]
+    #[error("{available} of memory are available, the weights need {needed}")]
     Memory { available: Bytes, needed: Bytes },
+    #[error("the KV pool holds {pages} pages of {page_bytes}; one step of one sequence needs {needed}")]
+    Pool { pages: u64, needed: u64, page_bytes: Bytes },
     #[error("option `{option}` = {value} is out of range: {why}")]
     Option { option: &'static str, value: String, why: String },
     #[error("the executor thread did not start: {0}")]
@@ -71,6 +69,7 @@ impl ModelError {
             Self::TensorType { .. } => "tensor_type",
             Self::TensorUnexpected { .. } => "tensor_unexpected",
             Self::Memory { .. } => "memory",
+            Self::Pool { .. } => "pool",
             Self::Option { .. } => "option",
             Self::Thread(_) => "thread",
             Self::Kernel(_) => "kernel",

@@ -194,10 +194,7 @@ fn kv_shape(model: &Model, kind: KvType, options: &LoadOptions) -> Result<KvShap
         PoolSize::Fraction(f) => fit((available().map_or(1e9, |b| b.0 as f64) * f.clamp(0.0, 1.0)) as u64),
     };
     if pages < least {
-        return Err(ModelError::Memory {
-            available: Bytes(pages * one.page_bytes() as u64),
-            needed: Bytes(least * one.page_bytes() as u64),
-        });
+        return Err(ModelError::Pool { pages, needed: least, page_bytes: Bytes(one.page_bytes() as u64) });
     }
     Ok(KvShape { pages: pages.min(u64::from(u32::MAX)) as usize, ..one })
 }

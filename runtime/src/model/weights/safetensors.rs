@@ -65,7 +65,7 @@ struct Place {
 impl Shards {
     pub(crate) fn open(files: &ModelFiles) -> Result<Self, ModelError> {
         let names = match files.read(INDEX)? {
-            Some(index) => shard_names(&index)?,
+            Some(index) => shard_names(files, &index)?,
             None => vec![SINGLE.to_owned()],
         };
         let main = if names.len() == 1 { names[0].as_str() } else { INDEX };
@@ -107,19 +107,19 @@ fn path_of(files: &ModelFiles, name: &str) -> PathBuf {
 }
 
 /// The distinct shards of an index, in name order.
-fn shard_names(index: &[u8]) -> Result<Vec<String>, ModelError> {
+fn shard_names(files: &ModelFiles, index: &[u8]) -> Result<Vec<String>, ModelError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let json = |reason: String| ModelError::Json { place: INDEX.into(), reason };
-    let index: Index = serde_json::from_slice(index).map_err(|e| json(e.to_string()))?;
+    let damaged = |reason: String| ModelError::Damaged { file: path_of(files, INDEX), reason };
+    let index: Index = serde_json::from_slice(index).map_err(|e| damaged(e.to_string()))?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort_unstable();
     names.dedup();
     match names.iter().find(|n| Path::new(n).components().count() != 1 || n.starts_with('.')) {
-        Some(odd) => Err(json(format!("shard name {odd:?} is not a plain file name"))),
-        None if names.is_empty() => Err(json("the weight map is empty".into())),
+        Some(odd) => Err(damaged(format!("shard name {odd:?} is not a plain file name"))),
+        None if names.is_empty() => Err(damaged("the weight map is empty".into())),
         None => Ok(names),
     }
 }

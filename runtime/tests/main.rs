@@ -1,0 +1,11 @@
+//! Integration tests of the runtime, in one binary: models against oracles, hits against misses, bad
+//! files, and the executor contract.
+
+mod api;
+mod bad_models;
+mod executor;
+mod gguf;
+mod hit_miss;
+mod oracle_candle;
+mod oracle_mlx;
+mod tiny;
