@@ -171,7 +171,8 @@ fn length(replica: &Replica, prepared: &Prepared, prompt: &Prompt) -> Result<Len
             return Ok(Length { max_tokens: 1, prompt_only: true });
         }
         (Some(0), _) => {
-            return Err(ApiError::invalid("max_tokens", "`max_tokens` must be at least 1, got 0"));
+            let name = prepared.params.max_tokens_param;
+            return Err(ApiError::invalid(name, format!("`{name}` must be at least 1, got 0")));
         }
         (Some(max), _) => max,
         (None, DefaultMax::Tokens(max)) => max.min(rest),

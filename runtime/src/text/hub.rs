@@ -113,19 +113,114 @@ fn defaults(generation: &Value) -> GenerationDefaults {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::text::{AddSpecials, Text};
+
+    /// A directory with a byte-level tokenizer of a few letters and the given side files.
+    fn load(files: &[(&str, Value)]) -> Result<Text, TextError> {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let added = json!({"id": 3, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let bytes =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let tokenizer = json!({
+            "version": "1.0", "normalizer": null, "post_processor": null, "added_tokens": [added],
+            "truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+            "padding": null, "pre_tokenizer": bytes, "decoder": bytes,
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "ignore_merges": false, "vocab": {"a": 0, "b": 1, "ab": 2, "<s>": 3}, "merges": ["a b"]},
+        });
+        write("tokenizer.json", &tokenizer.to_string());
+        for (name, content) in files {
+            write(name, content.as_str().map_or(content.to_string(), str::to_owned).as_str());
+        }
+        Text::load(&ModelFiles::Dir(Path::to_owned(dir.path())))
+    }
+
+    #[test]
+    fn a_tokenizer_larger_than_the_model_is_refused() {
+        let error = load(&[("config.json", json!({"vocab_size": 3}))]).unwrap_err();
+        let want = "the tokenizer does not fit the model: it knows token 3, the model's vocab_size is 3";
+        assert_eq!(error.to_string(), want);
+        assert!(load(&[("config.json", json!({"vocab_size": 4}))]).is_ok());
+    }
+
+    #[test]
+    fn prompts_are_neither_cut_nor_padded_by_the_file() {
+        let text = load(&[]).unwrap();
+        assert_eq!(text.encode("abba", AddSpecials::Yes).unwrap(), [2, 1, 0]);
+    }
+
+    #[test]
+    fn begin_of_sequence_is_added_once_where_the_settings_say_so() {
+        let settings = |add| ("tokenizer_config.json", json!({"bos_token": "<s>", "add_bos_token": add}));
+        let text = load(&[settings(true)]).unwrap();
+        assert_eq!(text.encode("a", AddSpecials::Yes).unwrap(), [3, 0]);
+        assert_eq!(text.encode("<s>a", AddSpecials::Yes).unwrap(), [3, 0]);
+        assert_eq!(text.encode("a", AddSpecials::No).unwrap(), [0]);
+        let text = load(&[settings(false)]).unwrap();
+        assert_eq!(text.encode("a", AddSpecials::Yes).unwrap(), [0]);
+    }
+
+    #[test]
+    fn ends_of_sequence_come_from_every_file() {
+        let text = load(&[
+            ("config.json", json!({"eos_token_id": 1})),
+            ("generation_config.json", json!({"eos_token_id": [0, 1]})),
+            ("special_tokens_map.json", json!({"eos_token": {"content": "<s>"}})),
+        ]);
+        assert_eq!(text.unwrap().eos(), [0, 1, 3]);
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let broken = |name: &'static str| load(&[(name, json!("{\"a\": "))]).unwrap_err().to_string();
+        assert!(broken("tokenizer.json").starts_with("tokenizer.json: "));
+        assert!(broken("generation_config.json").starts_with("generation_config.json: EOF while parsing"));
+        assert!(broken("tokenizer_config.json").starts_with("tokenizer_config.json: "));
+        let error = load(&[("chat_template.jinja", json!("{% if %}"))]).unwrap_err().to_string();
+        assert!(error.starts_with("chat template: "), "{error}");
+    }
+
+    #[test]
+    fn the_template_file_wins_over_the_settings() {
+        let settings = ("tokenizer_config.json", json!({"chat_template": "settings"}));
+        let list = json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
+        let shown = |files: &[(&str, Value)]| {
+            let text = load(files).unwrap();
+            let (none, kwargs) = (Value::Null, serde_json::Map::new());
+            text.render(&crate::text::ChatPrompt {
+                messages: &json!([]),
+                tools: &none,
+                documents: &none,
+                kwargs: &kwargs,
+                turn: crate::text::Turn::None,
+                unix_ms: 0,
+            })
+        };
+        assert_eq!(shown(&[settings.clone()]).unwrap(), "settings");
+        assert_eq!(shown(&[settings, ("chat_template.jinja", json!("file"))]).unwrap(), "file");
+        assert_eq!(shown(&[("tokenizer_config.json", json!({"chat_template": list}))]).unwrap(), "d");
+        assert!(matches!(shown(&[]), Err(TextError::NoTemplate)));
+    }
 
     #[test]
     fn greedy_models_default_to_temperature_zero() {
-        let generation = serde_json::json!({"do_sample": false, "temperature": 0.7, "top_k": 20});
+        let generation = json!({"do_sample": false, "temperature": 0.7, "top_k": 20});
         let want = GenerationDefaults { temperature: Some(0.0), top_k: Some(20), ..Default::default() };
         assert_eq!(defaults(&generation), want);
     }
 
     #[test]
     fn ends_of_sequence_may_be_one_or_many() {
-        assert_eq!(ids(&serde_json::json!(7)), [7]);
-        assert_eq!(ids(&serde_json::json!([7, 9])), [7, 9]);
+        assert_eq!(ids(&json!(7)), [7]);
+        assert_eq!(ids(&json!([7, 9])), [7, 9]);
         assert!(ids(&Value::Null).is_empty());
     }
 }

@@ -351,6 +351,37 @@ mod tests {
         );
     }
 
+    /// The constructs of the reasoning and tool templates in circulation.
+    #[test]
+    fn strips_thoughts_and_walks_backwards_as_reasoning_templates_do() {
+        let source = "{%- set ns = namespace(found=false, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+{%- set index = (messages|length - 1) - loop.index0 %}
+{%- if not ns.found and message.role == 'user' and not (message.content.startswith('<r>') and message.content.endswith('</r>')) %}
+{%- set ns.found = true %}{%- set ns.last = index %}
+{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+{%- if message.reasoning_content is string %}R{% elif '</think>' in message.content %}
+{%- set thought = message.content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+{%- set rest = message.content.split('</think>')[-1].lstrip('\n') %}
+({{ thought }}|{{ rest }})
+{%- elif message.tool_calls %}
+{%- for call in message.tool_calls %}{% set call = call.function if call.function else call %}{{ call.name }} {{ call.arguments | tojson }}{% endfor %}
+{%- else %}[{{ loop.index0 }}{{ message.content }}]{% endif %}
+{%- endfor %}{{ ns.last }}
+{{- none }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages[1:] | length }}
+{%- if (messages[0]['role'] == 'user') != (0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}
+{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %} {{ date_string }}";
+        let messages = json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+            {"role": "user", "content": "<r>x</r>"},
+        ]);
+        check(source, Turn::Answer, messages, expect![[r#"[0q](hm|yes)f {"a": 1}[3<r>x</r>]0None23 01 Jan 2025"#]]);
+    }
+
     #[test]
     fn tojson_writes_as_python_does() {
         check(
