@@ -1,4 +1,4 @@
-//! The exponential that every backend but the reference uses where no FMA is at hand.
+//! Exponentials in plain arithmetic: for drawing, for merging tiles, and where no FMA is at hand.
 //!
 //! Not libm's: that is a call per value, differs between systems, and so would the tokens drawn. This is
 //! Cephes' reduction and polynomial in plain mul and add, which the compiler vectorises and which gives the
@@ -30,18 +30,20 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < EXP_MIN { 0.0 } else { y }
 }
 
-/// `2^x` for `x ≤ 0`; 1 exactly at 0, 0 below −126 and for NaN.
+/// Coefficients of `2^r`, `|r| ≤ ½`, from r¹ to r⁶; the constant term is 1, so that `2^0` is.
+pub(crate) const EXP2: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_48, 0.055_503_32, 0.009_618_439, 0.001_339_900_3, 0.000_153_532_57];
+
+/// `2^x` for `x` up to 127; 1 exactly at 0, 0 below −126 and for NaN.
 #[inline(always)]
 pub(crate) fn exp2(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
-    let mut p = 0.000_153_532_57;
-    p = p * r + 0.001_339_900_3;
-    p = p * r + 0.009_618_439;
-    p = p * r + 0.055_503_32;
-    p = p * r + 0.240_226_48;
-    p = p * r + 0.693_147_2;
+    let mut p = EXP2[5];
+    for c in EXP2[..5].iter().rev() {
+        p = p * r + c;
+    }
     p = p * r + 1.0;
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     if x >= -126.0 { p * f32::from_bits(power) } else { 0.0 }

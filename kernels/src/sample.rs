@@ -218,7 +218,7 @@ fn sanitized(x: f32) -> f32 {
 
 /// The largest logit, after replacing what is not a number or infinite upwards.
 fn sanitized_max(logits: &mut [f32]) -> f32 {
-    let strange = |x: &f32| u32::from(!(*x < f32::INFINITY));
+    let strange = |x: &f32| u32::from(x.is_nan() | (*x == f32::INFINITY));
     let count: u32 = logits.chunks(1024).map(|c| c.iter().map(strange).sum::<u32>()).sum();
     if count > 0 {
         logits.iter_mut().for_each(|x| *x = sanitized(*x));

@@ -1,7 +1,7 @@
 //! Rotation, per-head norms and the store into pages, against the reference.
 
 use base::SplitMix;
-use quire_kernels::{AttentionShape, Backend, Batch, KvShape, KvType, RopeStore, RopeTable, SeqSpan};
+use quire_kernels::{AttentionShape, Batch, KvShape, KvType, RopeStore, RopeTable, SeqSpan};
 
 use crate::support::*;
 

@@ -204,7 +204,8 @@ impl Backend for ReferenceBackend {
                     _ => break,
                 };
                 if let Some(norm) = norm {
-                    rmsnorm(&head.to_vec(), &self.vectors[norm.0], spec.eps, head);
+                    let raw = head.to_vec();
+                    rmsnorm(&raw, &self.vectors[norm.0], spec.eps, head);
                 }
                 if let Some(rope) = spec.rope {
                     rotate(head, &self.ropes[rope.0], place.position);

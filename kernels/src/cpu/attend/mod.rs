@@ -18,6 +18,7 @@
 //! merges them. Limits: scratch grows with `tiles × query rows` of the sequences that are cut.
 
 mod form;
+mod inner;
 mod piece;
 mod plan;
 

@@ -4,7 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{EXP2, Kernel, LN2_HIGH, LN2_LOW, Lanes};
+use super::{Kernel, LN2_HIGH, LN2_LOW, Lanes};
+use crate::exp::EXP2;
 
 /// Exists only inside [`enter`].
 #[derive(Clone, Copy)]

@@ -123,11 +123,10 @@ pub(crate) unsafe fn store_part<L: Lanes>(lanes: L, at: *mut f32, v: L::V, n: us
     unsafe { std::ptr::copy_nonoverlapping(whole.as_ptr(), at, n) };
 }
 
-/// Coefficients of `2^r`, `|r| ≤ ½`, from r¹ to r⁶; the constant term is 1, so that `2^0` is.
-const EXP2: [f32; 6] =
-    [0.693_147_2, 0.240_226_48, 0.055_503_32, 0.009_618_439, 0.001_339_900_3, 0.000_153_532_57];
 /// ln 2 in two parts, the first short enough that its product with an exponent is exact.
+#[cfg(target_arch = "x86_64")]
 const LN2_HIGH: f32 = 0.693_359_4;
+#[cfg(target_arch = "x86_64")]
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 #[cfg(test)]

@@ -1,43 +1,12 @@
 //! Lanes as an array: plain Rust that the compiler vectorises as far as the target allows.
 
-use super::{EXP2, LANES, LN2_HIGH, LN2_LOW, Lanes};
+use super::{LANES, Lanes};
+use crate::exp::{exp, exp2};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
 
 type V = [f32; LANES];
-
-/// Adding this rounds to an integer that then sits in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
-/// `2^(n + r)` where `n + ROUND = shifted`.
-#[inline(always)]
-fn power(shifted: f32, r: f32) -> f32 {
-    let mut p = EXP2[5];
-    for c in EXP2[..5].iter().rev() {
-        p = p * r + c;
-    }
-    let p = p * r + 1.0;
-    let scale = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    p * f32::from_bits(scale)
-}
-
-#[inline(always)]
-fn exp2(x: f32) -> f32 {
-    let shifted = x + ROUND;
-    let y = power(shifted, x - (shifted - ROUND));
-    if x >= -126.0 { y } else { 0.0 }
-}
-
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    let clamped = if x > 88.0 { 88.0 } else { x };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let y = power(shifted, r * std::f32::consts::LOG2_E);
-    if x >= -87.3 { y } else { 0.0 }
-}
 
 macro_rules! each {
     ($i:ident => $e:expr) => {{
