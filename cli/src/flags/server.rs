@@ -1,0 +1,168 @@
+//! Where the server listens, who may talk to it, and how it stops.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::Limits;
+use clap::ValueEnum;
+use runtime::api::MetricsAlias;
+
+use crate::failure::Failure;
+use crate::size::parse_bytes;
+
+/// Second names of the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Alias {
+    None,
+    /// Each series also as vllm:…, for dashboards made for it
+    Vllm,
+}
+
+/// As typed.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerFlags {
+    /// Address to listen on; 0.0.0.0 for all (set an API key then)
+    #[arg(long, env = "QUIRE_HOST", hide_env_values = true, default_value = "127.0.0.1")]
+    pub host: String,
+    /// TCP port; 0 takes a free one, shown in the last line of the start
+    #[arg(long, env = "QUIRE_PORT", hide_env_values = true, default_value_t = 8000)]
+    pub port: u16,
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
+    #[arg(long, value_name = "KEY", env = "QUIRE_API_KEY", hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// File with one such key a line
+    #[arg(long, value_name = "FILE", env = "QUIRE_API_KEY_FILE", hide_env_values = true)]
+    pub api_key_file: Option<PathBuf>,
+    /// Name of the model in the API; may be repeated [default: the folder's name]
+    #[arg(long, value_name = "NAME", env = "QUIRE_SERVED_MODEL_NAME", hide_env_values = true)]
+    pub served_model_name: Vec<String>,
+    /// Requests admitted and not yet finished; one more gets 429
+    #[arg(long, value_name = "N", alias = "max-queue", env = "QUIRE_MAX_REQUESTS", hide_env_values = true,
+          default_value_t = Limits::default().requests_max as u32,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_requests: u32,
+    /// Largest request body
+    #[arg(long, value_name = "SIZE", env = "QUIRE_MAX_BODY_SIZE", hide_env_values = true,
+          default_value = "16MiB", value_parser = parse_bytes)]
+    pub max_body_size: base::Bytes,
+    /// Most alternatives per token that a request may ask for
+    #[arg(long, value_name = "N", env = "QUIRE_MAX_LOGPROBS", hide_env_values = true,
+          default_value_t = Limits::default().top_logprobs_max as u32,
+          value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub max_logprobs: u32,
+    /// Most choices (`n`) of one request
+    #[arg(long, value_name = "N", env = "QUIRE_MAX_CHOICES", hide_env_values = true,
+          default_value_t = Limits::default().choices_max as u32,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_choices: u32,
+    /// Second names of the metrics
+    #[arg(long, value_enum, env = "QUIRE_METRICS_ALIAS", hide_env_values = true, default_value = "none")]
+    pub metrics_alias: Alias,
+    /// Seconds that running requests get to finish after the first SIGTERM or SIGINT
+    #[arg(long, value_name = "SECONDS", env = "QUIRE_SHUTDOWN_TIMEOUT", hide_env_values = true,
+          default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub shutdown_timeout: u32,
+}
+
+/// As meant.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    pub host: String,
+    pub port: u16,
+    pub keys: Vec<String>,
+    /// Empty: named after the model's folder.
+    pub names: Vec<String>,
+    pub limits: Limits,
+    pub metrics_alias: MetricsAlias,
+    pub drain: Duration,
+}
+
+impl ServerFlags {
+    pub fn meant(&self) -> Result<ServerOptions, Failure> {
+        let mut keys = self.api_key.clone();
+        if let Some(path) = &self.api_key_file {
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                Failure::usage(format!("cannot read the keys of --api-key-file {}: {e}", path.display()))
+            })?;
+            keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
+            if keys.is_empty() {
+                // Serving without a key because the file was empty would open what was meant to be closed.
+                return Err(Failure::usage(format!("--api-key-file {} holds no key", path.display())));
+            }
+        }
+        if keys.iter().any(|k| k.is_empty()) {
+            return Err(Failure::usage("--api-key must not be empty"));
+        }
+        let limits = Limits {
+            requests_max: self.max_requests as usize,
+            body_bytes_max: self.max_body_size.0 as usize,
+            choices_max: self.max_choices as usize,
+            top_logprobs_max: self.max_logprobs as usize,
+            ..Limits::default()
+        };
+        Ok(ServerOptions {
+            host: self.host.clone(),
+            port: self.port,
+            keys,
+            names: self.served_model_name.clone(),
+            limits,
+            metrics_alias: match self.metrics_alias {
+                Alias::None => MetricsAlias::None,
+                Alias::Vllm => MetricsAlias::Vllm,
+            },
+            drain: Duration::from_secs(u64::from(self.shutdown_timeout)),
+        })
+    }
+}
+
+impl ServerOptions {
+    /// Reachable from other machines, and open to all of them.
+    pub fn is_wide_open(&self) -> bool {
+        let loopback =
+            self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        !loopback && self.keys.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        flags: ServerFlags,
+    }
+
+    fn meant(args: &[&str]) -> Result<ServerOptions, Failure> {
+        Only::try_parse_from([&["t"], args].concat()).unwrap().flags.meant()
+    }
+
+    #[test]
+    fn a_wide_address_without_a_key_is_noticed() {
+        assert!(meant(&["--host", "0.0.0.0"]).unwrap().is_wide_open());
+        assert!(meant(&["--host", "::"]).unwrap().is_wide_open());
+        assert!(!meant(&["--host", "0.0.0.0", "--api-key", "k"]).unwrap().is_wide_open());
+        for loopback in ["localhost", "127.0.0.1", "127.1.2.3", "::1"] {
+            assert!(!meant(&["--host", loopback]).unwrap().is_wide_open(), "{loopback}");
+        }
+    }
+
+    #[test]
+    fn keys_come_from_flags_and_file_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys");
+        std::fs::write(&file, "one\n\n two \n").unwrap();
+        let path = file.to_str().unwrap();
+        assert_eq!(
+            meant(&["--api-key", "zero", "--api-key-file", path]).unwrap().keys,
+            ["zero", "one", "two"]
+        );
+        std::fs::write(&file, "\n").unwrap();
+        assert!(meant(&["--api-key-file", path]).unwrap_err().message.contains("holds no key"));
+        assert!(meant(&["--api-key-file", "/no/such"]).unwrap_err().message.contains("/no/such"));
+    }
+}

@@ -1,0 +1,332 @@
+//! From checked options to a replica that answers: bind, plan the memory, load, start the engine.
+//!
+//! The port is bound first, so that a port in use is heard at once and not after a minute of loading, and
+//! so that `/health` says `loading` meanwhile.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use base::{Clock, NamespaceKey};
+use clap::{CommandFactory, FromArgMatches};
+use kernels::cpu::{CpuBackend, CpuOptions};
+use kernels::{Backend, BackendInfo, KvType, WeightForm};
+use runtime::api::{App, ServerConfig, os_entropy};
+use runtime::engine::Engine;
+use runtime::executor::sim::{SimConfig, SimModel, Verify};
+use runtime::executor::threaded::ThreadedExecutor;
+use runtime::executor::{self, Executor};
+use runtime::files::ModelFiles;
+use runtime::model::{
+    self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, WeightChoice,
+};
+use runtime::scheduler::SchedulerConfig;
+use runtime::text::Text;
+
+use crate::demo;
+use crate::failure::{Exit, Failure};
+use crate::flags::{self, CacheOptions, EngineFlags, ModelOptions, Room, ServerOptions};
+use crate::http::Endpoint;
+use crate::progress::LoadProgress;
+use crate::version;
+
+/// KV memory of the demo: plenty for it, and little to others on the machine.
+const DEMO_KV: base::Bytes = base::Bytes(256 << 20);
+/// Share of the free memory that KV pages get when nothing is said.
+const KV_SHARE: f64 = 0.5;
+/// Vocabulary and pages of the simulated executor.
+const SIM_VOCAB: u32 = 32_000;
+const SIM_PAGES: u32 = 65_536;
+
+/// Which model.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Demo,
+    Path(std::path::PathBuf),
+    /// Nothing is read.
+    Sim,
+}
+
+/// Everything a replica is started from.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub source: Source,
+    pub server: ServerOptions,
+    model: ModelOptions,
+    cache: CacheOptions,
+    schedule: SchedulerConfig,
+}
+
+/// A replica that can serve.
+pub struct Replica {
+    pub engine: Engine,
+    pub text: Text,
+}
+
+impl Launch {
+    pub fn new(model: Option<&Path>, flags: &EngineFlags) -> Result<Self, Failure> {
+        let server = flags.server.meant()?;
+        let cache = flags.cache.meant()?;
+        let options = flags.model.meant();
+        let source = match (model, options.executor) {
+            (_, flags::Engine::Sim) => Source::Sim,
+            (Some(path), flags::Engine::Cpu) => Source::Path(path.to_owned()),
+            (None, flags::Engine::Cpu) => Source::Demo,
+        };
+        let mut schedule = flags.schedule.meant(server.limits.requests_max, &cache);
+        schedule.namespace_key = drawn_key();
+        Ok(Self { source, server, model: options, cache, schedule })
+    }
+
+    /// The demo as `quire up` starts it, on a free port.
+    pub fn demo() -> Result<Self, Failure> {
+        Self::new(None, &default_flags())
+    }
+
+    /// The model at `path` with default settings, on a free port.
+    pub fn of(path: &Path) -> Result<Self, Failure> {
+        Self::new(Some(path), &default_flags())
+    }
+
+    /// Takes the port.
+    pub fn bind(&self) -> Result<TcpListener, Failure> {
+        let (host, port) = (self.server.host.as_str(), self.server.port);
+        let listener = TcpListener::bind((host, port)).map_err(|e| {
+            let failure =
+                Failure::new(Exit::Address, format!("cannot listen on {host}:{port}: {}", plain(&e)));
+            match e.kind() {
+                std::io::ErrorKind::AddrInUse => failure.hint(
+                    "another process has this port; choose one with --port, or --port 0 for a free one",
+                ),
+                std::io::ErrorKind::PermissionDenied => {
+                    failure.hint("ports below 1024 need a privilege; use --port")
+                }
+                _ => failure.hint("--host must be an address of this machine"),
+            }
+        })?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// What the HTTP server is told.
+    pub fn server_config(&self) -> ServerConfig {
+        let names = match (self.server.names.as_slice(), &self.source) {
+            ([], Source::Demo) => vec![demo::NAME.to_owned()],
+            ([], Source::Sim) => vec!["sim".to_owned()],
+            ([], Source::Path(path)) => vec![name_of(path)],
+            (names, _) => names.to_vec(),
+        };
+        ServerConfig {
+            models: names,
+            api_keys: self.server.keys.clone(),
+            limits: self.server.limits.clone(),
+            drain: self.server.drain,
+            metrics_alias: self.server.metrics_alias,
+            entropy: self.model.seed.unwrap_or_else(os_entropy),
+            version: version::NUMBER.into(),
+            ..ServerConfig::default()
+        }
+    }
+
+    /// Loads the model and starts the engine; says on `out` what takes memory.
+    pub fn start(&self, clock: &Arc<dyn Clock>, out: &mut dyn Write) -> Result<Replica, Failure> {
+        let (executor, text) = match &self.source {
+            Source::Sim => self.sim(clock)?,
+            Source::Demo => {
+                let files = demo::files().ok_or_else(|| {
+                    Failure::new(Exit::Model, "this build has no demo model").hint("use `quire serve MODEL`")
+                })?;
+                self.cpu(&files, clock, out)?
+            }
+            Source::Path(path) => self.cpu(&open(path)?, clock, out)?,
+        };
+        let (engine, _thread) = Engine::start(executor, self.schedule.clone(), Arc::clone(clock))?;
+        Ok(Replica { engine, text })
+    }
+
+    fn sim(&self, clock: &Arc<dyn Clock>) -> Result<(Box<dyn Executor>, Text), Failure> {
+        let pages = if let Room::Pages(pages) = self.cache.room { pages } else { SIM_PAGES };
+        let mut config = SimConfig::new(pages, self.cache.page_tokens, SIM_VOCAB);
+        config.verify = Verify::Off;
+        config.shape.step_tokens_max = self.schedule.step_tokens;
+        config.shape.step_seqs_max = self.schedule.step_seqs;
+        if let Some(len) = self.model.max_model_len {
+            config.shape.positions_max = len;
+        }
+        let executor = ThreadedExecutor::start("sim", SimModel::new(config), 2, Arc::clone(clock))?;
+        let text = Text::synthetic(SIM_VOCAB).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
+        Ok((Box::new(executor), text))
+    }
+
+    fn cpu(
+        &self,
+        files: &ModelFiles,
+        clock: &Arc<dyn Clock>,
+        out: &mut dyn Write,
+    ) -> Result<(Box<dyn Executor>, Text), Failure> {
+        let text = Text::load(files).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
+        let best = CpuOptions::default();
+        let options = CpuOptions { threads: self.model.threads.unwrap_or(best.threads), ..best };
+        let backend = CpuBackend::new(options).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
+        let info = backend.info();
+        let loaded = model::load(files, &self.load_options(), Box::new(backend), &mut LoadProgress::new())
+            .map_err(|e| refused(&e))?;
+        // A plan that cannot be shown does not stop the start.
+        let _ = out.write_all(plan(&loaded.memory, &info).as_bytes());
+        let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
+        Ok((Box::new(executor), text))
+    }
+
+    fn load_options(&self) -> LoadOptions {
+        use flags::{Dtype, KvDtype, Quantize};
+        let weights = match (self.model.quantize, self.model.dtype) {
+            (Quantize::Q8, _) => WeightChoice::As(WeightForm::Q8),
+            (Quantize::Q4, _) => WeightChoice::As(WeightForm::Q4),
+            (Quantize::None, Dtype::Auto) => WeightChoice::AsStored,
+            (Quantize::None, Dtype::Bfloat16) => WeightChoice::As(WeightForm::Bf16),
+            (Quantize::None, Dtype::Float16) => WeightChoice::As(WeightForm::F16),
+            (Quantize::None, Dtype::Float32) => WeightChoice::As(WeightForm::F32),
+        };
+        LoadOptions {
+            format: match self.model.load_format {
+                flags::LoadFormat::Auto => LoadFormat::Files,
+                flags::LoadFormat::Dummy => LoadFormat::Dummy { seed: self.model.seed.unwrap_or(0) },
+            },
+            weights,
+            kv: match self.cache.dtype {
+                KvDtype::Auto => KvChoice::Auto,
+                KvDtype::Bfloat16 => KvChoice::As(KvType::Bf16),
+                KvDtype::Float32 => KvChoice::As(KvType::F32),
+            },
+            positions_max: self.model.max_model_len,
+            page_tokens: self.cache.page_tokens,
+            pool: match (self.cache.room, &self.source) {
+                (Room::Pages(pages), _) => PoolSize::Pages(pages),
+                (Room::Memory(bytes), _) => PoolSize::Bytes(bytes),
+                (Room::Auto, Source::Demo) => PoolSize::Bytes(DEMO_KV),
+                (Room::Auto, _) => PoolSize::Fraction(KV_SHARE),
+            },
+            step_tokens: self.schedule.step_tokens,
+            step_seqs: self.schedule.step_seqs,
+        }
+    }
+}
+
+/// Serves on the current runtime until the process ends; for commands that bring their own server.
+pub async fn in_process(
+    launch: &Launch,
+    clock: &Arc<dyn Clock>,
+    out: &mut (dyn Write + Send),
+) -> Result<Endpoint, Failure> {
+    let listener = launch.bind()?;
+    let authority = listener.local_addr()?.to_string();
+    let replica = launch.start(clock, out)?;
+    let app = App::new(replica.engine, replica.text, launch.server_config(), Arc::clone(clock));
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(runtime::api::serve(listener, app, std::future::pending()));
+    Ok(Endpoint { authority, path: String::new(), key: None })
+}
+
+/// What `--port 0` and nothing else means, whatever the environment says.
+fn default_flags() -> EngineFlags {
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        flags: EngineFlags,
+    }
+    let command = Only::command().mut_args(|arg| arg.env(None::<&str>));
+    let matches = command.get_matches_from(["quire", "--port", "0"]);
+    Only::from_arg_matches(&matches).expect("the defaults are valid").flags
+}
+
+fn open(path: &Path) -> Result<ModelFiles, Failure> {
+    ModelFiles::open(path).map_err(|e| {
+        Failure::new(Exit::Model, e.to_string())
+            .hint("MODEL is a folder with config.json, tokenizer.json and *.safetensors, or a .gguf file")
+    })
+}
+
+fn refused(error: &ModelError) -> Failure {
+    let failure = Failure::new(Exit::Model, error.to_string());
+    match error {
+        ModelError::Memory { .. } => {
+            failure.hint("less: --quantize q8 or q4, --max-model-len, --max-num-batched-tokens, --kv-memory")
+        }
+        ModelError::Damaged { .. } | ModelError::ShardMissing { .. } | ModelError::TensorMissing { .. } => {
+            failure.hint("fetch the model's files again")
+        }
+        _ => failure,
+    }
+}
+
+/// What takes memory, and what is left.
+fn plan(memory: &MemoryPlan, backend: &BackendInfo) -> String {
+    let free = model::available().map_or_else(|| "unknown".into(), |b| b.to_string());
+    let held = memory.weights.0 + memory.kv_pages.0 + memory.activations.0;
+    format!(
+        "compute:      {} threads, {}\n\
+         memory:       {} held\n\
+         \x20 weights     {}\n\
+         \x20 KV pages    {} ({} pages of {} tokens, {} tokens in all)\n\
+         \x20 buffers     {}\n\
+         \x20 headroom    {free} free beside it\n",
+        backend.threads,
+        backend.isa,
+        base::Bytes(held),
+        memory.weights,
+        memory.kv_pages,
+        memory.pages,
+        memory.page_tokens,
+        memory.tokens(),
+        memory.activations,
+    )
+}
+
+/// The folder's or file's own name, as vLLM's users expect the model to be called.
+fn name_of(path: &Path) -> String {
+    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = if full.is_file() { full.file_stem() } else { full.file_name() };
+    name.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// Page names of one process mean nothing to another until they share a key.
+fn drawn_key() -> NamespaceKey {
+    let mut key = [0; 32];
+    for part in key.chunks_exact_mut(8) {
+        part.copy_from_slice(&os_entropy().to_le_bytes());
+    }
+    NamespaceKey(key)
+}
+
+/// `Address already in use`, without the number that the system calls it by.
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+/// `http://127.0.0.1:8000`, with brackets where the address needs them.
+pub fn url(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_after_its_folder_or_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("Qwen2.5-0.5B");
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(name_of(&folder.join(".")), "Qwen2.5-0.5B");
+        let file = dir.path().join("tiny.gguf");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(name_of(&file), "tiny");
+    }
+
+    #[test]
+    fn two_processes_would_draw_two_keys() {
+        assert!(drawn_key() != drawn_key());
+    }
+}

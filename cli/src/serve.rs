@@ -1,0 +1,150 @@
+//! `quire up` and `quire serve`: start, say ready, drain, end.
+//!
+//! ```text
+//!  bind ─▶ answer 503 loading ─▶ load (own thread) ─▶ ready ─▶ first signal: drain ─▶ end
+//!                                    │ signal: end at once        │ second signal or deadline: cut
+//! ```
+//!
+//! What a person or a script waits for goes to standard output, line by line; logs go to standard error.
+
+use std::future::pending;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use base::{Clock, SystemClock};
+use runtime::api::{App, Drained};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::failure::{Exit, Failure};
+use crate::flags::EngineFlags;
+use crate::launch::{Launch, Replica, Source, url};
+use crate::version;
+
+/// Serves until a signal; `model` is `None` for the demo.
+pub fn run(model: Option<&Path>, flags: &EngineFlags) -> Result<(), Failure> {
+    say(&format!("quire {}", version::SHORT));
+    let launch = Launch::new(model, flags)?;
+    let listener = launch.bind()?;
+    if launch.server.is_wide_open() {
+        tracing::warn!(
+            host = launch.server.host,
+            "anyone who reaches this address can use it: set --api-key"
+        );
+    }
+    let runtime = runtime::api::runtime()?;
+    runtime.block_on(serve(launch, listener))
+}
+
+async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Failure> {
+    let address = listener.local_addr()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let mut signals = Signals::new()?;
+    let app = App::loading(launch.server_config(), Arc::clone(&clock));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let listener = TcpListener::from_std(listener)?;
+    let mut server = tokio::spawn(runtime::api::serve(listener, app.clone(), async {
+        let _ = stopped.await;
+    }));
+    let is_demo = matches!(launch.source, Source::Demo);
+    let drain = launch.server.drain;
+    let mut loading = load(launch, &clock)?;
+    let replica = tokio::select! {
+        replica = &mut loading => replica.map_err(|_| Failure::failed("loading ended without a result"))??,
+        name = signals.next() => {
+            say(&format!("{name} while loading: stopped"));
+            return Ok(());
+        }
+    };
+    let engine = replica.engine.clone();
+    app.ready(replica.engine, replica.text);
+    if is_demo {
+        say_how_to_talk(&url(address));
+    }
+    say(&format!("ready: {}", url(address)));
+    let name = tokio::select! {
+        name = signals.next() => name,
+        ended = &mut server => {
+            ended.map_err(|e| Failure::failed(format!("the server ended: {e}")))??;
+            return Err(Failure::failed("the server ended by itself"));
+        }
+    };
+    say(&format!(
+        "{name}: no new requests; running ones have {} s, a second signal stops now",
+        drain.as_secs()
+    ));
+    let _ = stop.send(());
+    let drained = tokio::select! {
+        drained = &mut server => drained.map_err(|e| Failure::failed(format!("the server ended: {e}")))??,
+        name = signals.next() => {
+            server.abort();
+            engine.stop();
+            return Err(Failure::new(Exit::Cut, format!("second signal ({name}): running requests were cut")));
+        }
+    };
+    engine.stop();
+    finish(drained)
+}
+
+fn finish(drained: Drained) -> Result<(), Failure> {
+    let Drained { finished, cut } = drained;
+    if cut > 0 {
+        return Err(Failure::new(
+            Exit::Cut,
+            format!("stopped: {finished} requests finished, {cut} cut at the deadline"),
+        )
+        .hint("--shutdown-timeout gives them longer"));
+    }
+    say(&format!("stopped: {finished} running requests finished, none cut"));
+    Ok(())
+}
+
+/// Loads on a thread of its own: reading weights blocks, and `/health` must answer meanwhile.
+fn load(
+    launch: Launch,
+    clock: &Arc<dyn Clock>,
+) -> Result<oneshot::Receiver<Result<Replica, Failure>>, Failure> {
+    let (done, loaded) = oneshot::channel();
+    let clock = Arc::clone(clock);
+    base::spawn("load", move || {
+        let _ = done.send(launch.start(&clock, &mut std::io::stdout()));
+    })?;
+    Ok(loaded)
+}
+
+fn say_how_to_talk(url: &str) {
+    say("talk to it:   quire chat");
+    say(&format!(
+        "or:           curl -s {url}/v1/chat/completions -H 'content-type: application/json' \
+         -d '{{\"model\":\"{}\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is a page?\"}}]}}'",
+        crate::demo::NAME
+    ));
+}
+
+/// One line to whoever started the server; a closed pipe is their choice, not an error.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let name = tokio::select! {
+            Some(()) = self.term.recv() => "SIGTERM",
+            Some(()) = self.int.recv() => "SIGINT",
+            else => "",
+        };
+        // Both streams ending means that no signal can come any more, not that one came.
+        if name.is_empty() { pending().await } else { name }
+    }
+}

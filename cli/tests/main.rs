@@ -1,0 +1,8 @@
+//! What a user sees of the binary, by running it.
+
+mod architecture;
+mod binary;
+mod config;
+mod doctor;
+mod golden;
+mod server;
