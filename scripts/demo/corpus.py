@@ -5,14 +5,14 @@ The content lives in `facts/*.txt`, one block per fact, so that a person can rea
 
     == prefix-cache              the fact's id
     q: what is [the] prefix cache   a training question; (a|b) chooses, [a] is optional, {how} is a macro
-    d: why is my second request fast?    held out, looked at while improving the corpus
-    t: explain how prompts get reused    held out, looked at only for the report
+    k: prompt cache|reuse of prompts     words and phrases that point to the fact; questions are made around them
+    t: explain how prompts get reused    never trained on: a wording with few words in common with the others
     a: The prefix cache keeps ...        an answer; a second `a:` is used as often as the first
     m: A page is shared ...              the answer to "tell me more" straight after `a`
 
 A grammar rather than a list of finished sentences, because a model this small learns an intent from
-many wordings of it and nobody maintains ten thousand lines by hand. Held-out lines are whole sentences,
-never expanded or trained on; `check()` refuses one that the grammar can also produce.
+many wordings of it and nobody maintains a hundred thousand lines by hand. Two sets are held out of training:
+the `t:` lines, and one in twelve (chosen by a hash) of the sentences in the plain lists `q: (... | ... | ...)`.
 
 Everything is drawn from one seeded generator, so the same seed gives the same corpus.
 """
@@ -21,12 +21,14 @@ from __future__ import annotations
 import random
 import re
 import sys
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent.parent / "docs"
 IM_START, IM_END, END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+HELD_ONE_IN = 12
 EXPANSIONS_MAX = 4000  # per grammar line, when all of them are listed
 
 
@@ -35,10 +37,11 @@ class Fact:
     id: str
     area: str
     q: list[str] = field(default_factory=list)
+    k: list[str] = field(default_factory=list)
     a: list[str] = field(default_factory=list)
     m: list[str] = field(default_factory=list)
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
+    far: list[str] = field(default_factory=list)  # `t:` lines
+    held: list[str] = field(default_factory=list)  # withheld from plain lists
     weight: float = 1.0
 
 
@@ -63,15 +66,33 @@ def load() -> list[Fact]:
             if key.startswith("let "):
                 MACROS[key[4:].strip()] = value
                 continue
-            slot = {"q": "q", "a": "a", "m": "m", "d": "dev", "t": "test"}.get(key)
+            slot = {"q": "q", "a": "a", "m": "m", "t": "far"}.get(key)
             if key == "w":
                 facts[-1].weight = float(value)
+            elif key == "k":
+                facts[-1].k += [w.strip() for w in value.split("|")]
             elif slot is None or not value:
-                sys.exit(f"{where}: expected q:, a:, m:, d:, t: or w:, got {line!r}")
+                sys.exit(f"{where}: expected q:, k:, a:, m:, t: or w:, got {line!r}")
+            elif slot == "q":
+                train, held = withhold(value)
+                facts[-1].q.append(train)
+                facts[-1].held += held
             else:
                 getattr(facts[-1], slot).append(value)
     check(facts)
     return facts
+
+
+def withhold(line: str) -> tuple[str, list[str]]:
+    """A plain list without the sentences that the hash picks, and those; other lines pass whole."""
+    inner = line[1:-1]
+    if not (line.startswith("(") and line.endswith(")")) or re.search(r"[()\[\]{}]", inner) or inner.count("|") < 7:
+        return line, []
+    kept, held = [], []
+    for s in inner.split("|"):
+        out = zlib.crc32(b"held:" + s.encode()) % HELD_ONE_IN == 0 and len(s.split()) > 2
+        (held if out else kept).append(s)
+    return "(" + "|".join(kept) + ")", held
 
 
 def parse(line: str):
@@ -142,9 +163,8 @@ def check(facts: list[Fact]) -> None:
                 if other != f.id:
                     bad.append(f"{f.id} and {other} both ask {s!r}")
     for f in facts:
-        for s in f.dev + f.test:
-            if key(s) in seen:
-                bad.append(f"{f.id}: held-out {s!r} is also in the training grammar")
+        bad += [f"{f.id}: {s!r} under t: is also in the training grammar" for s in f.far if key(s) in seen]
+        f.held = [s for s in f.held if key(s) not in seen]
     if bad:
         sys.exit("\n".join(bad))
 
@@ -266,6 +286,19 @@ def vary(q: str, rng: random.Random, level: float = 1.0) -> str:
 
 
 # ---------------------------------------------------------------- dialogues
+KEYWORD_SHARE = 0.3
+FRAMES = ["{a}", "{a}", "what about {a}", "how about {a}", "tell me about {a}", "i have a question about {a}", "question on {a}",
+          "something about {a}", "what is there to know about {a}", "is there {a}", "regarding {a}", "about {a}",
+          "i want {a}", "{a}, how does that work", "what do you say about {a}", "can you help me with {a}",
+          "my problem is {a}", "it is about {a}", "please explain {a}", "do you have {a}", "i need {a}", "concerning {a}",
+          "i read about {a}", "what does {a} mean here", "how is it with {a}", "what is the situation with {a}",
+          "i am interested in {a}", "does it matter for {a}", "is {a} possible", "information on {a}", "{a} explained",
+          "how do you handle {a}", "what do you know about {a}", "and {a}", "what if it is about {a}", "where is {a}",
+          "who does {a}", "why {a}", "how do i deal with {a}", "any advice on {a}", "i wonder about {a}", "details on {a}"]
+PAIRS = ["{a} {b}", "{a} and {b}", "{a}, {b}", "{a} or {b}", "is {a} the same as {b}", "how does {a} relate to {b}",
+         "what about {a} and {b}", "tell me about {a} and {b}", "{a} for {b}", "{a} with {b}", "i have {a} and want {b}"]
+
+
 SYSTEMS = ["You are a helpful assistant.", "You are Quire's demo model.", "Answer briefly.", "You answer questions about Quire.",
            "You are a helpful, honest assistant. Keep your answers short.", "Be concise.", "You are a friendly guide to Quire.",
            "Answer in English.", "You help platform engineers to run language models.", "You are an assistant for developers."]
@@ -295,6 +328,11 @@ class Source:
         return self.rng.choices(self.facts, self.weights)[0]
 
     def question(self, f: Fact) -> str:
+        if f.k and self.rng.random() < KEYWORD_SHARE:
+            count = 1 if len(f.k) < 2 or self.rng.random() < 0.6 else 2
+            a, b = (self.rng.sample(f.k, count) * 2)[:2]
+            frame = self.rng.choice(FRAMES if count == 1 else PAIRS)
+            return vary(frame.format(a=a, b=b), self.rng)
         tree = self.rng.choices(self.trees[f.id], self.sizes[f.id])[0]
         return vary(draw(tree, self.rng), self.rng)
 
@@ -315,7 +353,7 @@ class Source:
         r = self.rng.random()
         if long:
             text = self.rng.choice(self.docs) if self.docs else ""
-            size = self.rng.choice([0, 200, 1200, 4000])
+            size = self.rng.choice([0, 0, 200, 800, 2000])
             start = self.rng.randrange(max(1, len(text) - size))
             system = self.rng.choice(SYSTEMS) + " " + text[start:start + size] if size else None
             return system, self.turns(60)
@@ -326,8 +364,8 @@ class Source:
 def main() -> None:
     facts = load()
     wordings = sum(len(expand(parse(q))) for f in facts for q in f.q)
-    held = sum(len(f.dev) for f in facts), sum(len(f.test) for f in facts)
-    print(f"{len(facts)} facts, {wordings} wordings before variation, held out {held[0]} dev + {held[1]} test")
+    held = sum(len(f.held) for f in facts), sum(len(f.far) for f in facts)
+    print(f"{len(facts)} facts, {wordings} wordings before variation, held out {held[0]} from lists and {held[1]} far ones")
     source = Source(facts, 7)
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 0):
         system, turns = source.dialogue()
