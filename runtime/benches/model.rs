@@ -9,7 +9,7 @@
 //! `scripts/bench-peers`, which measures a peer in the same run.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,21 +33,29 @@ fn main() {
         return;
     };
     println!("{}", dir.display());
-    for form in &args.forms {
-        let mut bench = Bench::load(dir, *form, &args);
-        let prefill = bench.prefill();
-        bench.print_ops("prefill 512", args.ops);
-        let one = bench.decode(1, 64);
-        bench.print_ops("decode x1", args.ops);
-        let many = bench.decode(16, 24);
-        bench.print_ops("decode x16", args.ops);
-        println!(
-            "{form:?}: prefill {prefill:.0} tok/s, decode {one:.1} tok/s alone, {many:.1} tok/s for 16 ({:.2}x)",
-            many / one
-        );
+    for form in args.forms.clone() {
+        // A backend pins the thread that steps it: each gets a fresh one, as in an executor.
+        let (dir, args) = (dir.clone(), args.clone());
+        let run = base::spawn("bench", move || measure(&dir, form, &args));
+        run.expect("a thread").join().expect("the bench panicked");
     }
 }
 
+fn measure(dir: &Path, form: WeightForm, args: &Args) {
+    let mut bench = Bench::load(dir, form, args);
+    let prefill = bench.prefill();
+    bench.print_ops("prefill 512", args.ops);
+    let one = bench.decode(1, 64);
+    bench.print_ops("decode x1", args.ops);
+    let many = bench.decode(16, 24);
+    bench.print_ops("decode x16", args.ops);
+    println!(
+        "{form:?}: prefill {prefill:.0} tok/s, decode {one:.1} tok/s alone, {many:.1} tok/s for 16 ({:.2}x)",
+        many / one
+    );
+}
+
+#[derive(Clone)]
 struct Args {
     dir: Option<PathBuf>,
     forms: Vec<WeightForm>,
@@ -95,7 +103,7 @@ struct Seq {
 }
 
 impl Bench {
-    fn load(dir: &std::path::Path, form: WeightForm, args: &Args) -> Self {
+    fn load(dir: &Path, form: WeightForm, args: &Args) -> Self {
         let clock = Arc::new(SystemClock::new());
         let ops = Arc::new(Mutex::new(Ops::default()));
         let mut options = CpuOptions::default();

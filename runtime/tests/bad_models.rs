@@ -229,7 +229,9 @@ fn shards_are_checked_before_anything_is_loaded() {
     let outside = json!({"weight_map": {"a": "../secret.safetensors"}});
     check(
         |dir, _| std::fs::write(dir.join("model.safetensors.index.json"), outside.to_string()).unwrap(),
-        expect![[r#"damaged: DIR/model.safetensors.index.json is damaged: shard name "../secret.safetensors" is not a plain file name"#]],
+        expect![[
+            r#"damaged: DIR/model.safetensors.index.json is damaged: shard name "../secret.safetensors" is not a plain file name"#
+        ]],
     );
 }
 
@@ -265,5 +267,6 @@ fn impossible_options_are_refused_by_name() {
         .assert_eq(&with(|o| o.positions_max = Some(100_000)));
     expect!["option `block-size` = 24 is out of range: 16, 32 and 64 are possible"]
         .assert_eq(&with(|o| o.page_tokens = 24));
-    expect!["the KV pool holds 3 pages of 4.0 KiB; one step of one sequence needs 32"].assert_eq(&with(|o| o.pool = PoolSize::Pages(3)));
+    expect!["the KV pool holds 3 pages of 4.0 KiB; one step of one sequence needs 32"]
+        .assert_eq(&with(|o| o.pool = PoolSize::Pages(3)));
 }

@@ -65,6 +65,7 @@ fn metadata(case: &Case, d: &Description, arch: &str) -> Vec<(String, Meta)> {
         ("attention.head_count", count(d.heads)),
         ("attention.head_count_kv", count(d.kv_heads)),
         ("attention.key_length", count(d.head_dim)),
+        ("attention.value_length", count(d.head_dim)),
         ("feed_forward_length", count(d.intermediate)),
         ("context_length", count(c["max_position_embeddings"].as_u64().unwrap() as usize)),
         ("attention.layer_norm_rms_epsilon", Meta::F32(d.norm_eps)),
@@ -73,6 +74,13 @@ fn metadata(case: &Case, d: &Description, arch: &str) -> Vec<(String, Meta)> {
     ];
     if let Some(n) = c.get("original_max_position_embeddings").and_then(|v| v.as_u64()) {
         all.push(("rope.scaling.original_context_length", count(n as usize)));
+    }
+    if let Some(linear) = c.get("rope_scaling").filter(|s| s["type"] == "linear") {
+        all.push(("rope.scaling.type", Meta::String("linear".into())));
+        all.push(("rope.scaling.factor", Meta::F32(linear["factor"].as_f64().unwrap() as f32)));
+    }
+    if let (Some(window), "phi3") = (c.get("sliding_window").and_then(|v| v.as_u64()), arch) {
+        all.push(("attention.sliding_window", count(window as usize)));
     }
     if let Some(yarn) = c.get("rope_scaling").filter(|s| s["type"] == "yarn") {
         all.push(("rope.scaling.type", Meta::String("yarn".into())));
@@ -91,7 +99,7 @@ fn quantized(values: Vec<f32>, shape: &[usize], dtype: GgmlDType) -> QTensor {
 }
 
 /// Factors of frequencies that converters store as tensors.
-fn rope_tensors(case: &Case, d: &Description) -> Vec<(String, QTensor)> {
+fn rope_tensors(d: &Description) -> Vec<(String, QTensor)> {
     let list = |name: &str, f: Vec<f32>| {
         let n = f.len();
         (name.to_owned(), quantized(f, &[n], GgmlDType::F32))
@@ -107,10 +115,7 @@ fn rope_tensors(case: &Case, d: &Description) -> Vec<(String, QTensor)> {
             let (scaled, plain) = (d.rope.table(8).inv_freq, plain.table(8).inv_freq);
             vec![list("rope_freqs.weight", plain.iter().zip(&scaled).map(|(p, s)| (p / s) as f32).collect())]
         }
-        _ => {
-            assert!(case.name != "llama-rope-llama3");
-            vec![]
-        }
+        _ => vec![],
     }
 }
 
@@ -118,14 +123,14 @@ fn rope_tensors(case: &Case, d: &Description) -> Vec<(String, QTensor)> {
 fn write_gguf(case: &Case, path: &Path, dtype: GgmlDType) -> Vec<(Expected, Vec<f32>)> {
     let d = case.describe();
     let arch = if d.family == "mistral" { "llama" } else { d.family };
-    let (mut tensors, mut widened) = (rope_tensors(case, &d), Vec::new());
+    let (mut tensors, mut widened) = (rope_tensors(&d), Vec::new());
     for e in expected(&d) {
         let values = case.source(HostType::F32).values(&e);
-        let heads = match () {
-            () if !matches!(arch, "llama" | "smollm3") => None,
-            () if e.name.contains("q_proj") => Some(d.heads),
-            () if e.name.contains("k_proj") => Some(d.kv_heads),
-            () => None,
+        let reordered = matches!(arch, "llama" | "smollm3");
+        let heads = match &e.name {
+            name if reordered && name.contains("q_proj") => Some(d.heads),
+            name if reordered && name.contains("k_proj") => Some(d.kv_heads),
+            _ => None,
         };
         let of_file = match heads {
             Some(heads) => interleave(&values, heads, e.shape[0]),
@@ -211,7 +216,10 @@ fn every_family_loads_from_gguf() {
         "llama-gqa-tied",
         "llama-head-dim",
         "llama-rope-llama3",
+        "llama-rope-linear",
+        "llama-biases",
         "mistral-full",
+        "phi3-window",
         "qwen2-rope-yarn",
         "qwen3-gqa",
         "phi3-partial-gqa",

@@ -8,6 +8,9 @@ use proptest::prelude::*;
 
 use crate::tiny::{Bench, Case, Chunk, Seq, cpu};
 
+const FORMS: [WeightForm; 5] =
+    [WeightForm::F32, WeightForm::F16, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4];
+
 /// What is run: a model, how it is held, and how its sequence is cut.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -33,7 +36,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         "phi3-partial-gqa",
         "smollm3-listed",
     ]);
-    let form = prop::sample::select(vec![WeightForm::F32, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4]);
+    let form = prop::sample::select(FORMS.to_vec());
     let page_tokens = prop::sample::select(vec![16u32, 32, 64]);
     // Past one attention tile (256) in a third of the runs.
     let length = prop_oneof![2 => 1usize..120, 1 => 250usize..330];
@@ -50,7 +53,11 @@ fn plans() -> impl Strategy<Value = Plan> {
 }
 
 fn bench(plan: &Plan, backend: Box<dyn Backend>) -> Bench {
-    let kind = if plan.form == WeightForm::F32 { HostType::F32 } else { HostType::Bf16 };
+    let kind = match plan.form {
+        WeightForm::F32 => HostType::F32,
+        WeightForm::F16 => HostType::F16,
+        _ => HostType::Bf16,
+    };
     let mut bench = Bench::new(Case::named(plan.case).load(kind, plan.form, plan.page_tokens, backend));
     // Slots that hold no token may hold anything.
     bench.poison();
@@ -115,14 +122,14 @@ fn fixed(form: WeightForm, n: usize, chunks: Vec<usize>, reused_pages: usize) ->
 
 #[test]
 fn decode_gives_the_bits_of_prefill() {
-    for form in [WeightForm::F32, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4] {
+    for form in FORMS {
         hit_equals_miss(&fixed(form, 40, vec![1], 0), cpu);
     }
 }
 
 #[test]
 fn a_prompt_of_whole_pages_may_reuse_all_but_its_last() {
-    for form in [WeightForm::F32, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4] {
+    for form in FORMS {
         hit_equals_miss(&fixed(form, 64, vec![64], 3), cpu);
     }
 }

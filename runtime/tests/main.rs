@@ -3,9 +3,11 @@
 
 mod api;
 mod bad_models;
+mod engine;
 mod executor;
 mod gguf;
 mod hit_miss;
+mod loading;
 mod oracle_candle;
 mod oracle_mlx;
 mod tiny;

@@ -137,15 +137,16 @@ impl Bench {
 
     /// The next page that nobody holds; in no order that a kernel could profit from.
     fn page(&mut self) -> u32 {
-        assert!(self.next_page < PAGES, "the test needs more pages");
+        let pages = self.loaded.kv.pages as u32;
+        assert!(self.next_page < pages && pages.is_power_of_two(), "the test needs more pages");
         self.next_page += 1;
-        (self.next_page * 77 + 5) % PAGES
+        (self.next_page * 77 + 5) % pages
     }
 
     /// Fills every page with bytes that are NaN in any type.
     pub fn poison(&mut self) {
         let bytes = vec![0xFF; self.loaded.backend.page_read(0).len()];
-        (0..PAGES).for_each(|page| self.loaded.backend.page_write(page, &bytes));
+        (0..self.loaded.kv.pages as u32).for_each(|page| self.loaded.backend.page_write(page, &bytes));
     }
 
     /// Appends `chunks`, one per sequence, in one step; the wanted rows' logits in order.

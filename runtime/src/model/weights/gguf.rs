@@ -103,6 +103,7 @@ impl Gguf {
         map.insert("vocab_size".into(), embedding.map_or(Value::Null, |t| json!(t.shape.dims()[0])));
         map.insert("tie_word_embeddings".into(), json!(!self.has("output.weight")));
         map.insert("attention_bias".into(), json!(self.has("blk.0.attn_q.bias")));
+        map.insert("mlp_bias".into(), json!(self.has("blk.0.ffn_gate.bias")));
         if map["head_dim"].is_null() {
             let per_head = map["hidden_size"].as_u64().zip(map["num_attention_heads"].as_u64());
             map["head_dim"] = per_head.map_or(Value::Null, |(h, n)| json!(h / n.max(1)));
