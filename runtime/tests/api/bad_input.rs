@@ -264,7 +264,7 @@ async fn chats_that_cannot_be_answered() {
         chat_template="{{ messages }}": 400 chat_template unsupported_parameter | `chat_template` is not supported: the model's own template is used; pass variables in `chat_template_kwargs`
         chat_template_kwargs=1: 400 chat_template_kwargs - | `chat_template_kwargs` must be an object, got a number
         continue_final_message="x": 400 continue_final_message - | `continue_final_message` must be true or false, got a string
-        max_completion_tokens=0: 400 max_tokens - | `max_tokens` must be at least 1, got 0
+        max_completion_tokens=0: 400 max_completion_tokens - | `max_completion_tokens` must be at least 1, got 0
         max_completion_tokens=2040: 400 messages context_length_exceeded | this model's maximum context length is 2048 tokens, the request asks for 21 in the prompt and 2040 for the answer
     "#]].assert_eq(&shown);
     keeps_serving(&mut client, "/v1/chat/completions", &good).await;

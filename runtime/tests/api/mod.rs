@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bodies;
+mod demo_text;
 mod lifecycle;
 mod server;
 mod streams;
