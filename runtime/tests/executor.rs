@@ -102,6 +102,21 @@ fn a_panic_fails_its_step_and_restart_brings_the_executor_back() {
 }
 
 #[test]
+fn a_preempted_sequence_goes_on_where_it_was() {
+    let prompt = Case::named(CASE).prompt()[..20].to_vec();
+    let want = greedy(&prompt, 4);
+    let mut run = start();
+    let mut again = admitted(0, &prompt, None);
+    again.generated = want[..2].to_vec();
+    let so_far: Vec<u32> = prompt.iter().chain(&want[..2]).copied().collect();
+    run.submit(1, vec![again], vec![work(0, 0, Input::Tokens(so_far), Output::Sample)]);
+    run.submit(2, vec![], vec![work(0, 22, Input::Fed, Output::Sample)]);
+    let drawn: Vec<u32> =
+        (0..2).map(|_| run.result().unwrap().rows[0].sampled.as_ref().unwrap().token).collect();
+    assert_eq!(drawn, want[2..]);
+}
+
+#[test]
 fn prompt_logprobs_do_not_depend_on_how_the_prompt_is_cut() {
     let case = Case::named(CASE);
     let prompt: Vec<u32> = case.prompt().into_iter().cycle().take(60).collect();

@@ -52,6 +52,8 @@ fn the_digest_names_the_arithmetic_and_nothing_else() {
     assert_eq!(base.digest, again.digest, "how weights are split into files does not count");
     let more_pages = loaded(&files, &LoadOptions { pool: PoolSize::Pages(65), ..options() });
     assert_eq!((base.digest, base.layout), (more_pages.digest, more_pages.layout));
+    let shorter = loaded(&files, &LoadOptions { positions_max: Some(100), ..options() });
+    assert_eq!(base.layout, shorter.layout, "the longest sequence served does not");
     let q8 = loaded(&files, &LoadOptions { weights: WeightChoice::As(WeightForm::Q8), ..options() });
     assert_ne!(base.digest, q8.digest, "the form of weights counts");
     let wide_pages = loaded(&files, &LoadOptions { page_tokens: 32, ..options() });
@@ -61,6 +63,16 @@ fn the_digest_names_the_arithmetic_and_nothing_else() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     assert_ne!(base.digest, loaded(&files, &options()).digest, "a single bit counts");
+}
+
+#[test]
+fn the_served_length_counts_where_it_picks_the_rope() {
+    let load = |positions_max| {
+        let case = Case { positions_max: Some(positions_max), ..Case::named("phi3-longrope") };
+        case.load(HostType::Bf16, WeightForm::Bf16, 16, reference())
+    };
+    assert_eq!(load(256).layout, load(65).layout);
+    assert_ne!(load(256).layout, load(64).layout);
 }
 
 #[test]

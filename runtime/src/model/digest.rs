@@ -8,7 +8,7 @@
 //! [`weights::sampled`]: super::weights
 
 use base::ModelDigest;
-use kernels::{ATTENTION_TILE, BackendInfo, KvShape};
+use kernels::{ATTENTION_TILE, BackendInfo, KvShape, RopeTable};
 use sha2::{Digest, Sha256};
 
 use super::description::Description;
@@ -36,16 +36,15 @@ pub(crate) fn model(
     ModelDigest(hasher.finalize().into())
 }
 
-/// What else decides the bytes of a page: geometry, element type, tile, positions, and whose
-/// instructions computed it.
-pub(crate) fn layout(kv: &KvShape, positions: usize, backend: &BackendInfo) -> [u8; 32] {
+/// What else decides the bytes of a page: geometry, element type, tile, rotation, and whose
+/// instructions computed it. The longest sequence served counts only where it picks the frequencies.
+pub(crate) fn layout(kv: &KvShape, rope: &RopeTable, backend: &BackendInfo) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update("quire.layout.v1");
     // The number of pages is capacity, not layout.
     let KvShape { page_tokens, layers, kv_heads, head_dim, kind, .. } = kv;
-    hasher.update(format!(
-        "{page_tokens} {layers} {kv_heads} {head_dim} {kind:?} {ATTENTION_TILE} {positions}"
-    ));
+    hasher.update(format!("{page_tokens} {layers} {kv_heads} {head_dim} {kind:?} {ATTENTION_TILE}"));
+    hasher.update(format!("{:?} {:?}", rope.inv_freq, rope.magnitude));
     hasher.update(format!("{} {}", backend.name, backend.isa));
     hasher.finalize().into()
 }

@@ -36,7 +36,9 @@ pub enum ModelError {
     TensorShape { file: PathBuf, tensor: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("{file}: tensor `{tensor}` has type {found}, supported are {supported}")]
     TensorType { file: PathBuf, tensor: String, found: String, supported: &'static str },
-    #[error("{file}: tensor `{tensor}` has no place in this architecture; the config and the weights disagree")]
+    #[error(
+        "{file}: tensor `{tensor}` has no place in this architecture; the config and the weights disagree"
+    )]
     TensorUnexpected { file: PathBuf, tensor: String },
     #[error("{available} of memory are available, the weights need {needed}")]
     Memory { available: Bytes, needed: Bytes },

@@ -160,7 +160,7 @@ pub fn load_from(
         pages: kv.pages as u32,
         page_tokens: kv.page_tokens as u32,
     };
-    let layout = digest::layout(&kv, positions, &backend.info());
+    let layout = digest::layout(&kv, &model.description.rope.table(positions), &backend.info());
     Ok(Loaded { model, backend, kv, memory, digest, layout, options: *options })
 }
 
