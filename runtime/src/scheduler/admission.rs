@@ -16,7 +16,10 @@ use crate::stats::EngineStats;
 
 /// What stands between the head of the queue and a seat.
 enum Verdict {
-    Admit { key: TreeKey, hashes: Vec<PrefixHash> },
+    Admit {
+        key: TreeKey,
+        hashes: Vec<PrefixHash>,
+    },
     /// Another sequence computes a prefix it shares.
     Wait(PrefixHash),
     /// No seat or no pages.
@@ -83,7 +86,7 @@ impl Scheduler {
         let stream = self.queue.pop()?;
         self.last_seq = SeqId(self.last_seq.0 + 1);
         self.count_lookup(&stream, lease.tokens());
-        let mut resident = Resident::new(self.last_seq, stream, key, lease, private);
+        let mut resident = Resident::new(self.last_seq, stream, lease, private);
         resident.stream.start(resident.applied, now);
         resident.claims = hashes[(resident.applied / self.shape.page_tokens) as usize..].to_vec();
         self.computing.claim(self.last_seq, &resident.claims);

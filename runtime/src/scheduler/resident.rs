@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
-use base::{PageId, SeqId, TokenId};
-use kvcache::{Lease, TreeKey};
+use base::{PageId, SeqId};
+use kvcache::Lease;
 
 use super::sharing::PrefixHash;
 use super::stream::Stream;
@@ -18,7 +18,6 @@ use crate::plan::{Draw, Input, Output, SeqStart, Work};
 pub(crate) struct Resident {
     pub seq: SeqId,
     pub stream: Stream,
-    pub key: TreeKey,
     pub lease: Lease,
     /// Leased pages, then private ones.
     table: Vec<PageId>,
@@ -46,7 +45,7 @@ pub(crate) struct Share {
 }
 
 impl Resident {
-    pub fn new(seq: SeqId, stream: Stream, key: TreeKey, lease: Lease, private: Vec<PageId>) -> Self {
+    pub fn new(seq: SeqId, stream: Stream, lease: Lease, private: Vec<PageId>) -> Self {
         let leased = lease.pages().len();
         let reused = lease.tokens();
         let mut table = lease.pages().to_vec();
@@ -54,7 +53,6 @@ impl Resident {
         Self {
             seq,
             stream,
-            key,
             lease,
             shared: table.as_slice().into(),
             table,
@@ -156,10 +154,6 @@ impl Resident {
     pub fn publishable(&self, page_tokens: u32) -> Option<u32> {
         let whole = self.applied.min(self.stream.tokens.len() as u32) / page_tokens;
         (whole as usize > self.leased).then_some(whole * page_tokens)
-    }
-
-    pub fn tokens(&self, len: u32) -> &[TokenId] {
-        &self.stream.tokens[..len as usize]
     }
 
     /// The private pages that cover the whole pages up to `tokens`.

@@ -1,8 +1,8 @@
 //! No leak: random submits, aborts, ends and evictions for as many steps as asked, the integrity law
 //! after each one and the device's own check of every page it reads.
 //!
-//! `QUIRE_SOAK_STEPS=1000000 cargo test --release -p quire-runtime soak` is the full run; the suite runs
-//! a bounded one.
+//! `QUIRE_SOAK_STEPS=1000000 cargo test --workspace --lib soak_random_load` is the full run; the suite
+//! runs a bounded one.
 
 use std::sync::Arc;
 
@@ -20,7 +20,11 @@ const STEPS_IN_SUITE: u64 = 20_000;
 fn random_request(h: &mut Harness, rng: &mut SplitMix) -> Request {
     let family = rng.below(4) as u32;
     let len = 1 + rng.below(120) as u32;
-    let prompt: Vec<u32> = (0..len).map(|i| (family * 100 + i / (1 + rng.below(60) as u32 / 59)) % 90).collect();
+    let mut prompt: Vec<u32> = (0..len).map(|i| (family * 20 + i) % 90).collect();
+    if rng.below(3) == 0 {
+        // Leaves its family somewhere, so that nodes split.
+        prompt[rng.below(u64::from(len)) as usize] = 89;
+    }
     let params = SamplingParams {
         temperature: rng.below(2) as f32,
         seed: rng.below(5),
@@ -40,12 +44,8 @@ fn random_request(h: &mut Harness, rng: &mut SplitMix) -> Request {
 
 fn soak(steps: u64, seed: u64) -> u64 {
     let mut rng = SplitMix::new(seed);
-    let config = SchedulerConfig {
-        step_tokens: 96,
-        step_seqs: 6,
-        chunk_tokens: 40,
-        ..SchedulerConfig::default()
-    };
+    let config =
+        SchedulerConfig { step_tokens: 96, step_seqs: 6, chunk_tokens: 40, ..SchedulerConfig::default() };
     let mut h = Harness::new(SimConfig::new(40, 16, 90), config, 1 + (seed % 2) as usize);
     let mut done = 0;
     while done < steps {
