@@ -196,11 +196,12 @@ impl<'a, T> RowsMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(row * self.cols + cols.start), cols.len()) }
     }
 
-    /// Where the elements of `row` from `col` on start, for kernels that write a tile of many rows.
-    pub fn at(&self, row: usize, col: usize) -> *mut T {
-        assert!(row < self.rows && col <= self.cols);
+    /// The first element of a rectangle that lies inside, for kernels that write many rows at once.
+    pub fn corners(&self, rows: Range<usize>, cols: Range<usize>) -> *mut T {
+        assert!(rows.start < rows.end && rows.end <= self.rows);
+        assert!(cols.start < cols.end && cols.end <= self.cols);
         // SAFETY: inside the borrow checked in `new`.
-        unsafe { self.base.add(row * self.cols + col) }
+        unsafe { self.base.add(rows.start * self.cols + cols.start) }
     }
 
     /// Whole rows, contiguous.

@@ -117,7 +117,7 @@ impl Backend for CpuBackend {
 
     fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError> {
         self.buffers.push(Buffer::new(rows_max, cols)?);
-        self.scratch.reserve(rows_max, cols)?;
+        self.scratch.reserve(rows_max, cols, self.pool.workers())?;
         Ok(BufferId(self.buffers.len() - 1))
     }
 

@@ -3,7 +3,7 @@
 //! Not rayon: an op of a decode step lasts 50 µs, and stealing deques, a global registry and wake-ups
 //! through a condition variable cost a good part of that. Here a step's ops follow each other while the
 //! workers spin on one epoch word, so a fork and join costs well under a microsecond; between steps they
-//! park. Work is split by the caller ([`share`] statically, [`Tickets`] dynamically); which worker computes
+//! park. Work is split by the caller ([`share`] statically, [`Tickets`] and [`Lots`] dynamically); which worker computes
 //! what never changes a result, because no reduction crosses workers.
 //!
 //! ```text
@@ -19,7 +19,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -145,6 +145,56 @@ impl Tickets {
     pub fn take(&self) -> Option<Range<usize>> {
         let start = self.next.fetch_add(self.grain, Ordering::Relaxed);
         (start < self.items).then(|| start..(start + self.grain).min(self.items))
+    }
+}
+
+/// Even contiguous shares of items, one item at a time, where who has finished takes from the others' ends.
+///
+/// Unlike [`Tickets`] a worker walks through neighbours, so the next item can be prefetched, and on a quiet
+/// machine nobody steals.
+#[derive(Debug, Default)]
+pub struct Lots {
+    /// First item left (high half) and end (low half) of each worker's share.
+    left: Vec<LotLine>,
+}
+
+impl Lots {
+    /// Deals `0..items` to `workers`; keeps its memory.
+    pub fn deal(&mut self, items: usize, workers: usize) {
+        assert!(u32::try_from(items).is_ok(), "{items} items");
+        self.left.clear();
+        self.left.extend((0..workers).map(|worker| {
+            let part = share(items, 1, worker, workers);
+            LotLine(AtomicU64::new((part.start as u64) << 32 | part.end as u64))
+        }));
+    }
+
+    /// The next item for `worker`: its own first one, else the last one of somebody who has some.
+    pub fn take(&self, worker: usize) -> Option<usize> {
+        let workers = self.left.len();
+        (0..workers).find_map(|hop| self.left[(worker + hop) % workers].take(hop == 0))
+    }
+}
+
+/// A share on a cache line of its own.
+#[repr(align(128))]
+#[derive(Debug)]
+struct LotLine(AtomicU64);
+
+impl LotLine {
+    fn take(&self, from_front: bool) -> Option<usize> {
+        let split = |left: u64| (left >> 32, left & 0xffff_ffff);
+        let step = |left: u64| {
+            let (first, end) = split(left);
+            match from_front {
+                _ if first >= end => None,
+                true => Some((first + 1) << 32 | end),
+                false => Some(first << 32 | (end - 1)),
+            }
+        };
+        let old = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).ok()?;
+        let (first, end) = split(old);
+        Some(if from_front { first } else { end - 1 } as usize)
     }
 }
 
@@ -285,7 +335,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_worker_runs_every_job_once() {
@@ -346,6 +395,26 @@ mod tests {
             }
         });
         assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn lots_give_each_item_once_and_neighbours_in_order() {
+        let mut lots = Lots::default();
+        for (items, workers) in [(0, 2), (1, 3), (1_003, 3), (64, 2)] {
+            lots.deal(items, workers);
+            let alone: Vec<_> = std::iter::from_fn(|| lots.take(workers - 1)).collect();
+            let own = share(items, 1, workers - 1, workers);
+            assert!(alone.iter().copied().take(own.len()).eq(own));
+            lots.deal(items, workers);
+            let hits: Vec<AtomicU64> = (0..items).map(|_| AtomicU64::new(0)).collect();
+            Pool::new(workers).unwrap().run(&|worker, _| {
+                while let Some(item) = lots.take(worker) {
+                    hits[item].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert_eq!(alone.len(), items);
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Linear layers: packed weights times rows of activations.
 //!
 //! ```text
-//! for each panel of 32 outputs             static shares for decode, tickets for prefill
+//! for each panel of 32 outputs             an even share per worker; in a prefill, idle ones steal
 //!   for each run of groups along k         a run's weights stay in the second-level cache …
 //!     for each block of rows               … while all rows pass over them
 //!       tile                               rows × 32 outputs in registers
@@ -24,6 +24,8 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use activations::{Blocks, pack_block};
 pub use geometry::{GROUP, PANEL};
 use geometry::{group_bytes, row_group_bytes};
@@ -31,15 +33,15 @@ use tile::{Reuse, Tile, TileFn};
 
 use super::arena::{Region, Rows, RowsMut, Slab, Span};
 use super::isa::Isa;
-use super::pool::{Pool, Tickets, share};
+use super::pool::{Lots, Pool, share};
 use crate::{HostTensor, KernelError, WeightForm};
 
 /// How far ahead of its use a weight that is read once is prefetched.
 const AHEAD_BYTES: usize = 4096;
 /// Weights of one run that several blocks of rows share.
 const RUN_BYTES: usize = 128 << 10;
-/// From this many rows on, panels are handed out by ticket.
-const TICKET_ROWS: usize = 48;
+/// From this many rows on, workers that have finished take panels from the others.
+const STEAL_ROWS: usize = 48;
 
 /// A packed weight `[outputs, inputs]`.
 #[derive(Clone, Copy, Debug)]
@@ -76,25 +78,31 @@ impl Linear {
     }
 }
 
-/// Memory that linear ops share: packed activations and the ragged last panel.
+/// Memory that linear ops share: packed activations, and panels on their way to the output.
 pub struct Scratch {
     x: Region,
-    edge: Region,
+    staging: Region,
+    lots: Lots,
 }
 
 impl Scratch {
     pub fn new() -> Result<Self, KernelError> {
-        Ok(Self { x: Region::new(0, "activations")?, edge: Region::new(0, "activations")? })
+        Ok(Self {
+            x: Region::new(0, "activations")?,
+            staging: Region::new(0, "activations")?,
+            lots: Lots::default(),
+        })
     }
 
     /// Makes room for `rows` rows of `cols`; called at load, so that a step never allocates.
-    pub fn reserve(&mut self, rows: usize, cols: usize) -> Result<(), KernelError> {
+    pub fn reserve(&mut self, rows: usize, cols: usize, workers: usize) -> Result<(), KernelError> {
         let x = rows * cols.next_multiple_of(GROUP) * 4;
         if self.x.len() < x {
             self.x = Region::new(x, "activations")?;
         }
-        if self.edge.len() < rows * PANEL * 4 {
-            self.edge = Region::new(rows * PANEL * 4, "activations")?;
+        let staging = workers * rows * PANEL * 4;
+        if self.staging.len() < staging {
+            self.staging = Region::new(staging, "activations")?;
         }
         Ok(())
     }
@@ -122,11 +130,16 @@ pub fn linear(
 ) {
     assert_eq!((x.cols, out.cols, out.rows), (weight.inputs, weight.outputs, x.rows), "shape of a linear op");
     assert!(bias.is_none_or(|b| b.len() == weight.outputs), "length of a bias");
-    if x.rows == 0 || weight.outputs == 0 {
+    if x.rows == 0 || weight.outputs == 0 || weight.inputs == 0 {
         return;
     }
-    scratch.reserve(x.rows, x.cols).expect("memory for activations");
+    let workers = machine.pool.workers();
+    scratch.reserve(x.rows, x.cols, workers).expect("memory for activations");
     let blocks = Blocks::new(x.rows, tile::rows_max(machine.isa, weight.form));
+    let run = match blocks.count {
+        1 => weight.groups(),
+        _ => even_run(weight.groups(), RUN_BYTES / group_bytes(weight.form)),
+    };
     let row_bytes = weight.groups() * row_group_bytes(weight.form);
     let packed = &mut scratch.x.as_mut_slice::<u8>()[..x.rows * row_bytes];
     pack_rows(machine, weight, x, &blocks, packed);
@@ -139,17 +152,23 @@ pub fn linear(
         blocks,
         bias,
         out,
-        edge: RowsMut::new(scratch.edge.as_mut_slice(), x.rows, PANEL),
+        run,
+        staging: RowsMut::new(scratch.staging.as_mut_slice(), workers * x.rows, PANEL),
         tiles: Tiles::new(machine.isa, weight.form, &blocks),
     };
-    op.run(machine.pool);
+    op.run(machine.pool, &mut scratch.lots);
+}
+
+/// The length of the fewest even runs that are no longer than `most`.
+fn even_run(groups: usize, most: usize) -> usize {
+    groups.div_ceil(groups.div_ceil(most))
 }
 
 /// Packs the rows of `x`, the work cut by blocks and, where those are few, along k.
 fn pack_rows(machine: Machine<'_>, weight: &Linear, x: &Rows<'_>, blocks: &Blocks, out: &mut [u8]) {
     let (form, groups, size) = (weight.form, weight.groups(), row_group_bytes(weight.form));
     let out = RowsMut::new(out, x.rows * groups, size);
-    let piece = |block: usize, part: std::ops::Range<usize>| {
+    let piece = |block: usize, part: Range<usize>| {
         let rows = blocks.rows(block);
         let from = rows.start * groups + part.start * rows.len();
         // SAFETY: callers give each (block, part) to one worker, and these are disjoint.
@@ -178,102 +197,113 @@ struct Op<'a> {
     blocks: Blocks,
     bias: Option<&'a [f32]>,
     out: &'a RowsMut<'a>,
-    /// Whole-width stand-in for the last panel if the outputs end inside it.
-    edge: RowsMut<'a>,
+    /// Groups that all rows pass over before the next.
+    run: usize,
+    /// `[worker][row][32]`, see [`Target`].
+    staging: RowsMut<'a>,
     tiles: Tiles,
 }
 
 impl Op<'_> {
-    fn run(&self, pool: &Pool) {
+    fn run(&self, pool: &Pool, lots: &mut Lots) {
         let panels = self.outputs.div_ceil(PANEL);
-        if self.out.rows >= TICKET_ROWS {
-            let tickets = Tickets::new(panels, 1);
-            pool.run(&|_, _| {
-                while let Some(taken) = tickets.take() {
-                    taken.for_each(|panel| self.panel(panel));
-                }
-            });
-        } else {
-            pool.run(&|worker, workers| {
-                share(panels, 1, worker, workers).for_each(|panel| self.panel(panel));
+        if self.out.rows < STEAL_ROWS {
+            return pool.run(&|worker, workers| {
+                share(panels, 1, worker, workers).for_each(|panel| self.panel(panel, worker));
             });
         }
+        lots.deal(panels, pool.workers());
+        let lots = &*lots;
+        pool.run(&|worker, _| {
+            while let Some(panel) = lots.take(worker) {
+                self.panel(panel, worker);
+            }
+        });
     }
 
     /// All rows of one panel.
-    fn panel(&self, panel: usize) {
-        let ragged = (panel + 1) * PANEL > self.outputs;
-        let out = if ragged { &self.edge } else { self.out };
-        let column = if ragged { 0 } else { panel * PANEL };
-        let run =
-            if self.blocks.count == 1 { self.groups } else { (RUN_BYTES / group_bytes(self.form)).max(1) };
-        for first in (0..self.groups).step_by(run) {
-            let groups = run.min(self.groups - first);
+    fn panel(&self, panel: usize, worker: usize) {
+        let target = self.target(panel, worker);
+        for first in (0..self.groups).step_by(self.run) {
+            let groups = first..(first + self.run).min(self.groups);
             for block in 0..self.blocks.count {
-                self.tile(panel, first, groups, block, out, column);
+                self.tile(panel, groups.clone(), block, target);
             }
         }
-        if ragged {
-            self.copy_edge(panel * PANEL);
-        }
-        if let Some(bias) = self.bias {
-            let columns = panel * PANEL..self.outputs.min((panel + 1) * PANEL);
-            self.add_bias(&bias[columns.clone()], columns);
+        self.finish(panel, target);
+    }
+
+    /// Where the sums of a panel gather.
+    fn target(&self, panel: usize, worker: usize) -> Target {
+        let ragged = (panel + 1) * PANEL > self.outputs;
+        if ragged || self.run < self.groups {
+            Target::Staged { first_row: worker * self.out.rows }
+        } else {
+            Target::Out { column: panel * PANEL }
         }
     }
 
-    fn tile(
-        &self,
-        panel: usize,
-        first: usize,
-        groups: usize,
-        block: usize,
-        out: &RowsMut<'_>,
-        column: usize,
-    ) {
+    fn tile(&self, panel: usize, groups: Range<usize>, block: usize, target: Target) {
         let size = group_bytes(self.form);
-        let from = (panel * self.groups + first) * size;
-        let weights = &self.weights[from..from + groups * size];
+        let from = panel * self.groups * size;
+        let weights = &self.weights[from + groups.start * size..from + groups.end * size];
         let rows = self.blocks.rows(block);
         let x_size = row_group_bytes(self.form);
-        let x_from = (rows.start * self.groups + first * rows.len()) * x_size;
-        let x = &self.x[x_from..x_from + groups * rows.len() * x_size];
-        let out_last = out.at(rows.end - 1, column + PANEL); // checks the far corner
-        let _ = out_last;
+        let x_from = (rows.start * self.groups + groups.start * rows.len()) * x_size;
+        let x = &self.x[x_from..x_from + groups.len() * rows.len() * x_size];
         let (distance, ahead_step) = match self.blocks.count {
             1 => (AHEAD_BYTES, 128),
+            // The next run follows in memory, and so does the next panel of this worker.
             count => (weights.len() + weights.len() * block / count, 128usize.div_ceil(count)),
+        };
+        let (out, stride) = match target {
+            Target::Out { column } => (self.out.corners(rows.clone(), column..column + PANEL), self.out.cols),
+            Target::Staged { first_row } => {
+                (self.staging.corners(first_row + rows.start..first_row + rows.end, 0..PANEL), PANEL)
+            }
         };
         let call = Tile {
             weight: weights.as_ptr(),
             x: x.as_ptr(),
-            groups,
-            out: out.at(rows.start, column),
-            stride: out.cols,
-            resume: first > 0,
+            groups: groups.len(),
+            out,
+            stride,
+            resume: groups.start > 0,
             ahead: weights.as_ptr().wrapping_add(distance),
             ahead_step,
         };
-        // SAFETY: the slices above cover the run and the block, `out` covers the tile (its far corner was
-        // checked) and this worker owns its columns; the set was chosen as available.
+        // SAFETY: the slices above cover the run and the block, `corners` checked that `out` covers the
+        // tile, this worker owns these columns, and the set was chosen as available.
         unsafe { self.tiles.of(rows.len())(&call) };
     }
 
-    fn copy_edge(&self, column: usize) {
-        for row in 0..self.out.rows {
-            // SAFETY: this worker owns the panel, hence the edge and these columns.
-            let (to, from) = unsafe { (self.out.part(row, column..self.outputs), self.edge.row(row)) };
-            to.copy_from_slice(&from[..to.len()]);
+    /// Moves a staged panel to its place and adds the bias.
+    fn finish(&self, panel: usize, target: Target) {
+        let columns = panel * PANEL..self.outputs.min((panel + 1) * PANEL);
+        let bias = self.bias.map(|b| &b[columns.clone()]);
+        if bias.is_none() && matches!(target, Target::Out { .. }) {
+            return;
         }
-    }
-
-    fn add_bias(&self, bias: &[f32], columns: std::ops::Range<usize>) {
         for row in 0..self.out.rows {
             // SAFETY: this worker owns the panel, hence these columns.
             let out = unsafe { self.out.part(row, columns.clone()) };
-            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            if let Target::Staged { first_row } = target {
+                // SAFETY: this part of the staging rows is this worker's.
+                out.copy_from_slice(&unsafe { self.staging.row(first_row + row) }[..out.len()]);
+            }
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            }
         }
     }
+}
+
+/// Where the sums of one panel gather: in place, or aside if they are cut along k (rows of the output lie
+/// a power of two apart and would fight for one cache set) or wider than the output.
+#[derive(Clone, Copy)]
+enum Target {
+    Out { column: usize },
+    Staged { first_row: usize },
 }
 
 /// The one or two tile functions that an even cut into blocks needs.

@@ -31,10 +31,8 @@ pub fn quantize_q8(group: &[f32; GROUP]) -> QuantGroup {
 /// Q4: the value of largest magnitude becomes −8, whatever its sign; the scale carries the sign.
 #[inline(always)]
 pub fn quantize_q4(group: &[f32; GROUP]) -> QuantGroup {
-    let mut extreme = 0f32;
-    for &w in group {
-        extreme = if w.abs() > extreme.abs() { w } else { extreme };
-    }
+    let largest = largest(group);
+    let extreme = group.iter().copied().find(|w| w.abs() == largest).unwrap_or(0.0); // the first, as in Q4_0
     let scale = stored(extreme / -8.0);
     let inverse = inverse(scale);
     let mut values = [0i8; GROUP];
