@@ -204,7 +204,7 @@ mod tests {
                 unix_ms: 0,
             })
         };
-        assert_eq!(shown(&[settings.clone()]).unwrap(), "settings");
+        assert_eq!(shown(std::slice::from_ref(&settings)).unwrap(), "settings");
         assert_eq!(shown(&[settings, ("chat_template.jinja", json!("file"))]).unwrap(), "file");
         assert_eq!(shown(&[("tokenizer_config.json", json!({"chat_template": list}))]).unwrap(), "d");
         assert!(matches!(shown(&[]), Err(TextError::NoTemplate)));

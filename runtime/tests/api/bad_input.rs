@@ -3,6 +3,8 @@
 use expect_test::expect;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::server::{Client, Server};
 
@@ -292,4 +294,55 @@ async fn wrong_paths_methods_and_sizes() {
         DELETE /v1/models: 405 allow=GET,HEAD {"error":{"message":"/v1/models does not take DELETE","type":"invalid_request_error","param":null,"code":"method_not_allowed"}}
         POST /v1/completions: 413 allow=- {"error":{"message":"the request body is larger than 1000 B","type":"invalid_request_error","param":null,"code":"request_too_large"}}
     "#]].assert_eq(&shown);
+}
+
+/// Sends bytes, hangs up its sending side, and reads the first line of what comes back.
+async fn first_line(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is an answer, too.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or("").to_owned()
+}
+
+#[tokio::test]
+async fn what_is_not_http_ends_only_its_connection() {
+    let server = Server::with(|setup| setup.config.limits.body_bytes_max = 1000).await;
+    let chunked = |size: usize| {
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n";
+        format!("{head}{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size))
+    };
+    let huge = format!("GET /health HTTP/1.1\r\nhost: t\r\n{}\r\n", "x: y\r\n".repeat(200));
+    let asks: [(&str, &[u8]); 6] = [
+        ("nothing", b""),
+        ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+        ("binary", b"\x00\xff\x00\xff\r\n\r\n"),
+        ("too many headers", huge.as_bytes()),
+        ("chunked over the limit", chunked(2000).leak().as_bytes()),
+        ("body cut short", b"POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 99\r\n\r\n{"),
+    ];
+    let mut shown = String::new();
+    for (label, bytes) in asks {
+        shown += &format!("{label}: {}\n", first_line(&server, bytes).await);
+    }
+    expect![[r#"
+        nothing: 
+        tls: HTTP/1.1 400 Bad Request
+        binary: HTTP/1.1 400 Bad Request
+        too many headers: HTTP/1.1 431 Request Header Fields Too Large
+        chunked over the limit: HTTP/1.1 413 Payload Too Large
+        body cut short: HTTP/1.1 400 Bad Request
+    "#]].assert_eq(&shown);
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_long_prompt_is_read_beside_the_event_loop_and_refused() {
+    let server = Server::start().await;
+    let reply = server.post("/v1/completions", json!({"prompt": "x".repeat(200_000)})).await;
+    assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
+    let reply = server.post("/tokenize", json!({"prompt": "x".repeat(200_000)})).await;
+    assert_eq!(reply.json()["count"], 200_000);
 }

@@ -334,6 +334,7 @@ async fn models_are_listed_by_every_name() {
     let ids: Vec<_> = list["data"].as_array().unwrap().iter().map(|m| m["id"].clone()).collect();
     assert_eq!(ids, ["org/model", "alias"]);
     assert_eq!(server.get("/v1/models/org/model").await.json()["max_model_len"], 2048);
+    assert_eq!(server.get("/v1/models/org%2Fmodel").await.json()["id"], "org/model");
     let missing = server.get("/v1/models/other").await;
     assert_eq!((missing.status.as_u16(), &missing.json()["error"]["code"]), (404, &json!("model_not_found")));
     let reply = server.post("/v1/completions", json!({"model": "alias", "prompt": "p"})).await.json();
