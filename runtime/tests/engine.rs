@@ -47,10 +47,12 @@ impl Drop for Replica {
 
 fn replica(shape: Shape, pages: u32, config: SchedulerConfig) -> Replica {
     let case = Case::named(shape.case);
+    // A pool must hold the longest sequence served.
+    let positions = (pages * shape.page_tokens).min(case.describe().positions_max as u32);
     let options = LoadOptions {
         weights: WeightChoice::As(shape.form),
         kv: KvChoice::Auto,
-        positions_max: case.positions_max,
+        positions_max: Some(positions),
         page_tokens: shape.page_tokens,
         pool: PoolSize::Pages(pages),
         step_tokens: 512,
