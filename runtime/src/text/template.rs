@@ -379,7 +379,12 @@ mod tests {
             {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
             {"role": "user", "content": "<r>x</r>"},
         ]);
-        check(source, Turn::Answer, messages, expect![[r#"[0q](hm|yes)f {"a": 1}[3<r>x</r>]0None23 01 Jan 2025"#]]);
+        check(
+            source,
+            Turn::Answer,
+            messages,
+            expect![[r#"[0q](hm|yes)f {"a": 1}[3<r>x</r>]0None23 01 Jan 2025"#]],
+        );
     }
 
     #[test]

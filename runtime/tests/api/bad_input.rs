@@ -334,7 +334,8 @@ async fn what_is_not_http_ends_only_its_connection() {
         too many headers: HTTP/1.1 431 Request Header Fields Too Large
         chunked over the limit: HTTP/1.1 413 Payload Too Large
         body cut short: HTTP/1.1 400 Bad Request
-    "#]].assert_eq(&shown);
+    "#]]
+    .assert_eq(&shown);
     assert_eq!(server.get("/health").await.status, 200);
 }
 
