@@ -14,7 +14,10 @@ const RATE_TOKENS_MIN: u32 = 64;
 impl Scheduler {
     /// Applies the answer of the oldest step in flight. Answers of steps that were given up are ignored.
     pub fn apply(&mut self, result: StepResult) {
-        let Some(flight) = self.flights.pop_front_if(|f| f.id == result.id) else { return };
+        if self.flights.front().is_none_or(|f| f.id != result.id) {
+            return;
+        }
+        let Some(flight) = self.flights.pop_front() else { return };
         assert_eq!(flight.rows.len(), result.rows.len(), "a step answers every row");
         self.learn_rate(flight.tokens, result.took_ns);
         for (row, answer) in flight.rows.iter().zip(result.rows) {
