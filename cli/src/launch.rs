@@ -170,10 +170,11 @@ impl Launch {
         let options = CpuOptions { threads: self.model.threads.unwrap_or(best.threads), ..best };
         let backend = CpuBackend::new(options).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
         let info = backend.info();
+        let before = model::available();
         let loaded = model::load(files, &self.load_options(), Box::new(backend), &mut LoadProgress::new())
             .map_err(|e| refused(&e))?;
         // A plan that cannot be shown does not stop the start.
-        let _ = out.write_all(plan(&loaded.memory, &info).as_bytes());
+        let _ = out.write_all(plan(&loaded.memory, before, &info).as_bytes());
         let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
         Ok((Box::new(executor), text))
     }
@@ -260,20 +261,21 @@ fn refused(error: &ModelError) -> Failure {
     }
 }
 
-/// What takes memory, and what is left.
-fn plan(memory: &MemoryPlan, backend: &BackendInfo) -> String {
-    let free = model::available().map_or_else(|| "unknown".into(), |b| b.to_string());
-    let held = memory.weights.0 + memory.kv_pages.0 + memory.activations.0;
+/// What takes memory, and what is left of what was free `before`: KV pages are touched only when used, so
+/// asking now would count them as free.
+fn plan(memory: &MemoryPlan, before: Option<base::Bytes>, backend: &BackendInfo) -> String {
+    let left = before.map(|free| base::Bytes(free.0.saturating_sub(memory.total().0)));
+    let left = left.map_or_else(|| "unknown".into(), |b| b.to_string());
     format!(
         "compute:      {} threads, {}\n\
-         memory:       {} held\n\
+         memory:       {}\n\
          \x20 weights     {}\n\
          \x20 KV pages    {} ({} pages of {} tokens, {} tokens in all)\n\
          \x20 buffers     {}\n\
-         \x20 headroom    {free} free beside it\n",
+         \x20 headroom    {left}\n",
         backend.threads,
         backend.isa,
-        base::Bytes(held),
+        memory.total(),
         memory.weights,
         memory.kv_pages,
         memory.pages,

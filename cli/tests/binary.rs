@@ -72,6 +72,13 @@ impl Server {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
+    /// The next line it says.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the server ended");
+        line.trim_end().to_owned()
+    }
+
     /// Waits for the end; exit code and what was said since ready.
     pub fn wait(mut self) -> (i32, String) {
         let mut rest = String::new();

@@ -53,6 +53,35 @@ fn a_running_answer_is_finished_before_the_server_ends() {
     assert_eq!((code, rest.contains("SIGINT")), (0, true), "{rest}");
 }
 
+/// Opens an answer so large that it cannot end while nobody reads it.
+fn unread_answer(server: &Server) -> TcpStream {
+    let body = json!({"model": "sim", "prompt": [1], "max_tokens": 32_000, "ignore_eos": true, "stream": true,
+                      "logprobs": 20});
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.write_all(request("/v1/completions", &body).as_bytes()).unwrap();
+    let mut first = [0];
+    std::io::Read::read_exact(&mut stream, &mut first).unwrap();
+    stream
+}
+
+#[test]
+fn an_answer_past_the_deadline_is_cut_and_the_code_says_so() {
+    let server = Server::start(&["serve", "--executor", "sim", "--shutdown-timeout", "0"]);
+    let _open = unread_answer(&server);
+    server.signal("TERM");
+    assert_eq!(server.wait().0, 6);
+}
+
+#[test]
+fn a_second_signal_stops_now() {
+    let mut server = Server::start(&["serve", "--executor", "sim", "--shutdown-timeout", "600"]);
+    let _open = unread_answer(&server);
+    server.signal("TERM");
+    assert!(server.line().starts_with("SIGTERM: no new requests"));
+    server.signal("TERM");
+    assert_eq!(server.wait().0, 6);
+}
+
 /// Shows exit code and standard error, with what differs between machines replaced.
 fn refused(output: &Output, replace: &[(&str, &str)], expect: Expect) {
     let mut shown = format!("code {}\n{}", output.status.code().unwrap(), stderr(output));

@@ -1,0 +1,1 @@
+"""Side-by-side runs; scripts/bench-peers is the entry."""
