@@ -33,6 +33,8 @@ use crate::version;
 
 /// KV memory of the demo: plenty for it, and little to others on the machine.
 const DEMO_KV: base::Bytes = base::Bytes(256 << 20);
+/// Connections that wait to be accepted; the kernel caps it at its own `somaxconn`.
+const BACKLOG: i32 = 4096;
 /// Share of the free memory that KV pages get when nothing is said.
 const KV_SHARE: f64 = 0.5;
 /// Vocabulary and pages of the simulated executor.
@@ -105,6 +107,8 @@ impl Launch {
                 _ => failure.hint("--host must be an address of this machine"),
             }
         })?;
+        // std listens with room for 128; the 129th of a burst would wait a second for its next SYN.
+        rustix::net::listen(&listener, BACKLOG).map_err(std::io::Error::from)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     }

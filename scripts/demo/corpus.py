@@ -311,6 +311,7 @@ MORE = ["tell me more", "more", "go on", "can you say more", "what else", "more 
 class Turn:
     user: str
     answer: str
+    fact: int  # index of the fact asked for; -1 if only the dialogue before tells
 
 
 class Source:
@@ -319,6 +320,7 @@ class Source:
     def __init__(self, facts: list[Fact], seed: int):
         self.rng = random.Random(seed)
         self.facts = facts
+        self.index = {f.id: i for i, f in enumerate(facts)}
         self.weights = [f.weight for f in facts]
         self.trees = {f.id: [parse(q) for q in f.q] for f in facts}
         self.sizes = {f.id: [min(len(expand(t)), 24) ** 0.5 for t in self.trees[f.id]] for f in facts}
@@ -341,11 +343,11 @@ class Source:
         last: Fact | None = None
         while len(out) < count:
             if last is not None and last.m and self.rng.random() < 0.35:
-                out.append(Turn(vary(self.rng.choice(MORE), self.rng), last.m[0]))
+                out.append(Turn(vary(self.rng.choice(MORE), self.rng), last.m[0], -1))
                 last = None
                 continue
             last = self.fact()
-            out.append(Turn(self.question(last), self.rng.choice(last.a)))
+            out.append(Turn(self.question(last), self.rng.choice(last.a), self.index[last.id]))
         return out
 
     def dialogue(self, long: bool = False) -> tuple[str | None, list[Turn]]:
@@ -358,7 +360,7 @@ class Source:
             system = self.rng.choice(SYSTEMS) + " " + text[start:start + size] if size else None
             return system, self.turns(60)
         system = self.rng.choice(SYSTEMS) if self.rng.random() < 0.15 else None
-        return system, self.turns(1 if r < 0.62 else 2 if r < 0.82 else 3 if r < 0.93 else 5)
+        return system, self.turns(1 if r < 0.86 else 2 if r < 0.95 else 3 if r < 0.98 else 5)
 
 
 def main() -> None:

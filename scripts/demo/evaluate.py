@@ -54,14 +54,14 @@ class Greedy:
             cache = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(self.c["num_hidden_layers"])]
             pos = jnp.maximum(jnp.arange(t)[None] - pad[:, None], 0)
             mask = (slots[None, None] <= jnp.arange(t)[None, :, None]) & (slots[None, None] >= pad[:, None, None])
-            logits, cache = model.forward(self.p, self.c, tokens, pos, mask, cache, 0)
+            logits, cache, _ = model.forward(self.p, self.c, tokens, pos, mask, cache, 0)
             first = logits[:, -1].argmax(-1).astype(jnp.int32)
 
             def step(carry, i):
                 token, cache = carry
                 at = t + i
                 mask = ((slots <= at)[None] & (slots[None] >= pad[:, None]))[:, None]
-                logits, cache = model.forward(self.p, self.c, token[:, None], (at - pad)[:, None], mask, cache, at)
+                logits, cache, _ = model.forward(self.p, self.c, token[:, None], (at - pad)[:, None], mask, cache, at)
                 return (logits[:, -1].argmax(-1).astype(jnp.int32), cache), token
 
             _, out = jax.lax.scan(step, (first, cache), jnp.arange(new))

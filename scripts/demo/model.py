@@ -22,6 +22,7 @@ CONFIG = dict(
     tie_word_embeddings=True, attention_bias=False, attention_dropout=0.0, mlp_bias=False, use_cache=True,
     initializer_range=0.02, bos_token_id=None, torch_dtype="bfloat16",
 )
+MIDDLE = 2  # where training asks which fact a question wants
 NAMES = {  # stacked name -> checkpoint name within a layer
     "n1": "input_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight",
     "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight", "n2": "post_attention_layernorm.weight",
@@ -85,13 +86,14 @@ rounded.defvjp(lambda x, w: (rounded(x, w), (x, w)),
 
 
 def forward(p: dict, c: dict, tokens, pos, mask, cache=None, slot=None, mm=plain):
-    """Logits [B,T,V] and the keys and values. mask [B,T,S]; with `cache`, new K/V go in at `slot`."""
+    """Logits [B,T,V], keys and values, and the residual stream after layer MIDDLE. mask [B,T,S]; with `cache`, new
+    K/V go in at `slot`."""
     eps, d = c["rms_norm_eps"], c["head_dim"]
     heads, kv = c["num_attention_heads"], c["num_key_value_heads"]
     b, t = tokens.shape
     x = p["emb"][tokens]
     bias = jnp.where(mask, 0.0, -1e30)[:, None]
-    kept = []
+    kept, middle = [], None
     for l in range(c["num_hidden_layers"]):
         h = rms(x, p["n1"][l], eps)
         q = rope(mm(h, p["q"][l]).reshape(b, t, heads, d), pos, c["rope_theta"])
@@ -108,7 +110,8 @@ def forward(p: dict, c: dict, tokens, pos, mask, cache=None, slot=None, mm=plain
         x = x + mm(mix, p["o"][l])
         h = rms(x, p["n2"][l], eps)
         x = x + mm(jax.nn.silu(mm(h, p["gate"][l])) * mm(h, p["up"][l]), p["down"][l])
-    return mm(rms(x, p["norm"], eps), p["emb"]), kept
+        middle = x if l == MIDDLE else middle
+    return mm(rms(x, p["norm"], eps), p["emb"]), kept, middle
 
 
 # --------------------------------------------------------------- checkpoint

@@ -7,6 +7,11 @@ Muon for the matrices (it needs a third of AdamW's steps here, and steps are wha
 of), AdamW for embeddings and norms, a linear decay to zero over a fixed number of steps. The loss is on
 the answers; questions count a tenth, so that the model keeps reading them as language without spending
 its capacity on predicting what people ask.
+
+Answers are learned by heart within a million tokens; which answer a question wants is the hard part, and the
+next-token loss tells it at one or two tokens in forty. Two things make up for that. Most single questions carry only
+the opening of their answer, so a step sees thrice the questions. And a linear probe in the middle of the network
+must name the fact at every token from the question to the answer; it is thrown away after training.
 """
 from __future__ import annotations
 
@@ -66,14 +71,12 @@ def make_tokenizer(facts, vocab: int, out: Path):
 
 
 # ------------------------------------------------------------------ batches
-# Answers are learned by heart within a million tokens; which answer a question wants is the hard part, and
-# the answer's opening shows it. So most single questions carry only that, and a step sees thrice the questions.
-OPENING = 8
-WHOLE_SHARE = 0.12
+OPENING = 8  # tokens of the answer that most single questions carry
+WHOLE_SHARE = 0.12  # of single questions carry all of it
 
 
 class Batches:
-    """Rows of packed dialogues: tokens, position, segment, weight of the loss at each token."""
+    """Rows of packed dialogues: for each token its position, segment, weight of the loss, and fact or -1."""
 
     def __init__(self, facts, tok, seed: int):
         self.source = corpus.Source(facts, seed)
@@ -89,14 +92,14 @@ class Batches:
             self.cache[s] = ids
         return ids
 
-    def document(self, long: bool) -> tuple[list[int], list[float]]:
+    def document(self, long: bool) -> tuple[list[int], list[float], list[int]]:
         if self.rng.random() < 0.02:
             text = self.rng.choice(self.source.docs)
             at = int(self.rng.integers(max(1, len(text) - 600)))
             ids = self.encode(text[at:at + 600])
-            return ids, [0.5] * len(ids)
+            return ids, [0.5] * len(ids), [-1] * len(ids)
         system, turns = self.source.dialogue(long)
-        ids, weight = [], []
+        ids, weight, fact = [], [], []
         whole = len(turns) > 1 or self.rng.random() < WHOLE_SHARE
 
         def add(s: str, w: float, keep: bool = True):
@@ -113,12 +116,13 @@ class Batches:
             self.smudge(ids, weight, at)
             add(f"\n{IM_START}assistant\n", 0.0)
             at_answer = len(ids)
+            fact += [-1] * (at - len(fact)) + [t.fact] * (at_answer - at)
             add(t.answer + IM_END, 1.0)
             if not whole:
                 del ids[at_answer + OPENING:], weight[at_answer + OPENING:]
                 break
             add("\n", 0.1)
-        return ids, weight
+        return ids, weight, fact + [-1] * (len(ids) - len(fact))
 
     def smudge(self, ids: list[int], weight: list[float], at: int) -> None:
         """Now and then replace tokens of a question by any token, so that no single one decides the answer."""
@@ -132,20 +136,22 @@ class Batches:
         pos = np.zeros((count, length + 1), np.int32)
         seg = np.full((count, length + 1), -1, np.int32)
         weight = np.zeros((count, length + 1), np.float32)
+        fact = np.full((count, length + 1), -1, np.int32)
         for r in range(count):
             at = n = 0
             while at < length - 16:
-                ids, w = self.document(long)
+                ids, w, f = self.document(long)
                 take = min(len(ids), length + 1 - at)
                 s = slice(at, at + take)
-                tokens[r, s], weight[r, s], seg[r, s] = ids[:take], w[:take], n
+                tokens[r, s], weight[r, s], fact[r, s], seg[r, s] = ids[:take], w[:take], f[:take], n
                 pos[r, s] = np.arange(take)
                 weight[r, at] = 0.0
                 at, n = at + take, n + 1
-        return tokens, pos, seg, weight
+        return tokens, pos, seg, weight, fact
 
 
 # ---------------------------------------------------------------- optimizer
+PROBE_SHARE = 0.5
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -177,22 +183,28 @@ def update(p, g, m, v, step, lr):
 
 
 def make_step(c):
-    def loss(p, tokens, pos, seg, weight):
+    def loss(p, tokens, pos, seg, weight, fact):
         same = seg[:, :-1, None] == seg[:, None, :-1]
         t = tokens.shape[1] - 1
         mask = same & jnp.tril(jnp.ones((t, t), bool))
-        logits, _ = model.forward(p, c, tokens[:, :-1], pos[:, :-1], mask, mm=model.rounded)
+        logits, _, middle = model.forward(p, c, tokens[:, :-1], pos[:, :-1], mask, mm=model.rounded)
         nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
         w = weight[:, 1:] * (seg[:, 1:] == seg[:, :-1])
         full = w == 1.0
-        return (nll * w).sum() / (w.sum() + 1.0), (nll * full).sum() / (full.sum() + 1e-3)
+        fact, known = fact[:, :-1], fact[:, :-1] >= 0
+        named = model.rounded(model.rms(middle, 1.0, c["rms_norm_eps"]), p["probe"])
+        miss = (jax.nn.logsumexp(named, -1) - jnp.take_along_axis(named, jnp.maximum(fact, 0)[..., None], -1)[..., 0]) * known
+        last = known & ~jnp.roll(known, -1, 1)  # the token before an answer
+        right = ((named.argmax(-1) == fact) & last).sum() / (last.sum() + 1e-3)
+        answer = (nll * full).sum() / (full.sum() + 1e-3)
+        return (nll * w).sum() / (w.sum() + 1.0) + PROBE_SHARE * miss.sum() / (known.sum() + 1.0), (answer, right)
 
     @jax.jit
     def step(p, m, v, n, lr, *batch):
-        (_, answer), g = jax.value_and_grad(loss, has_aux=True)(p, *batch)
+        (_, seen), g = jax.value_and_grad(loss, has_aux=True)(p, *batch)
         norm = jnp.sqrt(sum((x * x).sum() for x in g.values()))
         g = {k: x * jnp.minimum(1.0, 1.0 / (norm + 1e-6)) for k, x in g.items()}
-        return *update(p, g, m, v, n, lr), answer
+        return *update(p, g, m, v, n, lr), seen
 
     return step
 
@@ -214,6 +226,8 @@ def main() -> None:
     facts = corpus.load()
     tok, c = make_tokenizer(facts, o.vocab, o.out)
     p = model.init(c, o.seed)
+    rng = np.random.default_rng(o.seed + 1)
+    p["probe"] = jnp.asarray(rng.standard_normal((len(facts), c["hidden_size"])) * 0.02, jnp.float32)
     print(f"{len(facts)} facts, {sum(x.size for x in p.values()) / 1e6:.2f} M parameters", flush=True)
     m = jax.tree.map(jnp.zeros_like, p)
     v = jax.tree.map(jnp.zeros_like, p)
@@ -226,12 +240,12 @@ def main() -> None:
         if long and n % (o.long_every * 4) == 0:
             rows, length = max(1, rows // 2), length * 2
         batch = batches.rows(rows, length, long)
-        p, m, v, answer = step(p, m, v, jnp.float32(n), jnp.float32(lr), *batch)
-        answer, seen = float(answer), seen + rows * length
-        smooth = answer if smooth is None else 0.95 * smooth + 0.05 * answer
+        p, m, v, now = step(p, m, v, jnp.float32(n), jnp.float32(lr), *batch)
+        now, seen = np.array([float(x) for x in now]), seen + rows * length
+        smooth = now if smooth is None else smooth if long else 0.95 * smooth + 0.05 * now
         if n % 25 == 0 or n < 4:
             rate = seen / (time.time() - began)
-            print(f"step {n} answer loss {smooth:.4f} {rate:.0f} tok/s {time.time() - began:.0f} s", flush=True)
+            print(f"step {n} answer loss {smooth[0]:.4f} facts named {smooth[1]:.3f} {rate:.0f} tok/s {time.time() - began:.0f} s", flush=True)
         if n % o.save_every == 0 or n == o.steps:
             model.save(p, c, o.out / "model.safetensors")
 

@@ -36,6 +36,8 @@ pub struct Report {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub output_tokens: u64,
+    /// Pieces of text that arrived (0 without streaming); fewer than tokens where several came at once.
+    pub chunks: u64,
     pub prefix_hit_rate: f64,
     pub ttft_ms: Summary,
     pub itl_ms: Summary,
@@ -77,6 +79,7 @@ impl Report {
             prompt_tokens: outcome.prompt_tokens,
             cached_tokens: outcome.cached_tokens,
             output_tokens: outcome.output_tokens,
+            chunks: outcome.chunks,
             prefix_hit_rate: share(outcome.cached_tokens, outcome.prompt_tokens),
             ttft_ms: outcome.ttft.summary(),
             itl_ms: outcome.itl.summary(),
@@ -101,6 +104,7 @@ impl Report {
     }
 
     fn table(&self) -> String {
+        let per_second = |count: u64| count as f64 / self.duration_s.max(1e-9);
         let mut table = format!(
             "{} of {} requests in {:.2} s, model {}, seed {}\n\n",
             self.completed, self.requests, self.duration_s, self.model, self.seed
@@ -115,6 +119,7 @@ impl Report {
             ("requests/s", self.request_throughput),
             ("output tokens/s", self.output_throughput),
             ("total tokens/s", self.total_token_throughput),
+            ("chunks/s", per_second(self.chunks)),
             ("prefix hit rate, %", 100.0 * self.prefix_hit_rate),
         ] {
             table += &format!("{name:<28}{value:>12.2}\n");

@@ -64,6 +64,8 @@ pub struct Outcome {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub output_tokens: u64,
+    /// Pieces of text that arrived; fewer than tokens where a server sends several at once.
+    pub chunks: u64,
     /// To the first token of an answer.
     pub ttft: Histogram,
     /// Between two chunks of an answer, as its client sees them.
@@ -85,6 +87,7 @@ impl Tally {
             prompt_tokens: 0,
             cached_tokens: 0,
             output_tokens: 0,
+            chunks: 0,
             ttft: Histogram::new(),
             itl: Histogram::new(),
             tpot: Histogram::new(),
@@ -96,6 +99,7 @@ impl Tally {
 
     /// `count` chunks that arrived together: the first after a wait, the rest at once.
     pub fn chunks(&mut self, start: Nanos, last: Option<Nanos>, now: Nanos, count: u64) {
+        self.outcome.chunks += count;
         match last {
             None => self.outcome.ttft.record(now.since(start)),
             Some(last) => self.outcome.itl.record(now.since(last)),
