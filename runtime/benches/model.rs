@@ -44,14 +44,20 @@ fn measure(dir: &Path, form: WeightForm, args: &Args) {
     let mut bench = Bench::load(dir, form, args);
     let prefill = bench.prefill();
     bench.print_ops("prefill 512", args.ops);
-    let one = bench.decode(1, 64);
+    let (one, drawn) = bench.decode(1, 64);
     bench.print_ops("decode x1", args.ops);
-    let many = bench.decode(16, 24);
+    let (many, _) = bench.decode(16, 24);
     bench.print_ops("decode x16", args.ops);
     println!(
         "{form:?}: prefill {prefill:.0} tok/s, decode {one:.1} tok/s alone, {many:.1} tok/s for 16 ({:.2}x)",
         many / one
     );
+    // What was computed, so that two runs that claim the same work can be held against each other.
+    println!("  greedy tokens {:?}… of {:016x}", &drawn[..8], fingerprint(&drawn));
+}
+
+fn fingerprint(tokens: &[u32]) -> u64 {
+    tokens.iter().fold(0xCBF2_9CE4_8422_2325, |h, &t| (h ^ u64::from(t)).wrapping_mul(0x0100_0000_01B3))
 }
 
 #[derive(Clone)]
@@ -174,9 +180,10 @@ impl Bench {
         PROMPT as f64 / times.iter().min().expect("five times").as_secs_f64()
     }
 
-    /// Tokens a second of `n` sequences together, from an empty context.
-    fn decode(&mut self, n: usize, steps: usize) -> f64 {
+    /// Tokens a second of `n` sequences together, from an empty context; and what the first one drew.
+    fn decode(&mut self, n: usize, steps: usize) -> (f64, Vec<u32>) {
         let mut seqs = self.seqs(n);
+        let mut drawn = Vec::new();
         let mut total = Duration::ZERO;
         for step in 0..steps + 4 {
             let tokens: Vec<Vec<u32>> = seqs
@@ -185,6 +192,7 @@ impl Bench {
                 .map(|(i, s)| vec![if s.len == 0 { i as u32 + 1 } else { s.last }])
                 .collect();
             let took = self.step(&mut seqs, &tokens);
+            drawn.push(seqs[0].last);
             if step == 3 {
                 self.ops.lock().expect("one thread").clear();
             }
@@ -192,7 +200,7 @@ impl Bench {
                 total += took;
             }
         }
-        (n * steps) as f64 / total.as_secs_f64()
+        ((n * steps) as f64 / total.as_secs_f64(), drawn)
     }
 
     fn print_ops(&self, title: &str, ops: bool) {

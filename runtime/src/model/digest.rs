@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::description::Description;
 use super::load::WeightChoice;
 use super::names::Expected;
-use super::weights::TensorSource;
+use super::weights::{Depth, TensorSource};
 
 /// Up to this many bytes of weights every byte is hashed.
 pub const EVERY_BYTE_MAX: u64 = 256 << 20;
@@ -30,8 +30,9 @@ pub(crate) fn model(
     hasher.update("quire.model.v1");
     // Debug of plain data: fields by name, floats by their shortest exact form.
     hasher.update(format!("{d:?}{choice:?}"));
+    let depth = if total <= EVERY_BYTE_MAX { Depth::EveryByte } else { Depth::Sample };
     for e in expected {
-        source.digest(e, total <= EVERY_BYTE_MAX, &mut hasher);
+        source.digest(e, depth, &mut hasher);
     }
     ModelDigest(hasher.finalize().into())
 }

@@ -30,4 +30,4 @@ pub use load::{
 pub use memory::{MemoryPlan, available};
 pub use names::{Expected, expected};
 pub use rope::{Rope, RopeScaling, YarnRamp};
-pub use weights::{Dummy, Progress, Tensor, TensorInfo, TensorSource};
+pub use weights::{Depth, Dummy, Progress, Tensor, TensorInfo, TensorSource};

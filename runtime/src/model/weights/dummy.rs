@@ -11,7 +11,7 @@ use std::path::Path;
 use kernels::{HostType, WeightForm};
 use sha2::{Digest, Sha256};
 
-use super::{Tensor, TensorInfo, TensorSource, rows_cols};
+use super::{Depth, Tensor, TensorInfo, TensorSource, rows_cols};
 use crate::model::error::ModelError;
 use crate::model::names::Expected;
 
@@ -85,7 +85,7 @@ impl TensorSource for Dummy {
         Ok(Tensor { kind: self.kind, rows, cols, bytes: Cow::Owned(self.bytes(e)), form })
     }
 
-    fn digest(&self, e: &Expected, _every_byte: bool, hasher: &mut Sha256) {
+    fn digest(&self, e: &Expected, _depth: Depth, hasher: &mut Sha256) {
         hasher.update(self.seed.to_le_bytes());
         hasher.update(self.kind.name());
         hasher.update(&e.name);

@@ -18,7 +18,7 @@ use kernels::{HostType, WeightForm};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Tensor, TensorInfo, TensorSource, rows_cols, sampled};
+use super::{Depth, Tensor, TensorInfo, TensorSource, rows_cols, sampled};
 use crate::files::FilesError;
 use crate::model::config::Config;
 use crate::model::description::Description;
@@ -322,12 +322,12 @@ impl TensorSource for Gguf {
         Ok(Tensor { kind, rows, cols, bytes, form })
     }
 
-    fn digest(&self, e: &Expected, every_byte: bool, hasher: &mut Sha256) {
+    fn digest(&self, e: &Expected, depth: Depth, hasher: &mut Sha256) {
         let info = gguf_name(&e.name).and_then(|n| self.content.tensor_infos.get(&n));
         let Some((info, raw)) = info.and_then(|i| Some((i, self.raw(i)?))) else { return };
         hasher.update(&e.name);
         hasher.update(format!("{:?}{:?}", info.ggml_dtype, info.shape));
-        sampled(raw, every_byte).for_each(|piece| hasher.update(piece));
+        sampled(raw, depth).for_each(|piece| hasher.update(piece));
     }
 
     fn unexpected(&self, expected: &[Expected]) -> Option<(PathBuf, String)> {

@@ -57,13 +57,20 @@ impl Tensor<'_> {
     }
 }
 
+/// How much of a tensor goes into a digest; see [`sampled`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    EveryByte,
+    Sample,
+}
+
 /// Gives tensors by their Hugging Face names.
 pub trait TensorSource {
     /// `None` if there is no such tensor; an error if there is but its type cannot be read.
     fn info(&self, expected: &Expected) -> Result<Option<TensorInfo>, ModelError>;
     fn read(&self, expected: &Expected) -> Result<Tensor<'_>, ModelError>;
     /// Feeds what identifies the tensor's content; see [`sampled`].
-    fn digest(&self, expected: &Expected, every_byte: bool, hasher: &mut Sha256);
+    fn digest(&self, expected: &Expected, depth: Depth, hasher: &mut Sha256);
     /// Names of tensors that no `expected` entry asked for, with their file.
     fn unexpected(&self, expected: &[Expected]) -> Option<(PathBuf, String)>;
     /// The file to blame for a missing tensor.
@@ -105,9 +112,12 @@ pub(crate) fn rows_cols(shape: &[usize]) -> (usize, usize) {
 /// Bytes that stand for `bytes` in a digest: all of them, or the first 4 KiB of every 256 KiB and the
 /// last 4 KiB. Fine-tuning moves whole matrices, so a sample tells two checkpoints apart; one that
 /// differs from another in a few single weights outside the sample would not be told apart.
-pub(crate) fn sampled(bytes: &[u8], every_byte: bool) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn sampled(bytes: &[u8], depth: Depth) -> impl Iterator<Item = &[u8]> {
     const PIECE: usize = 4 << 10;
-    let (stride, piece) = if every_byte { (bytes.len().max(1), bytes.len()) } else { (256 << 10, PIECE) };
+    let (stride, piece) = match depth {
+        Depth::EveryByte => (bytes.len().max(1), bytes.len()),
+        Depth::Sample => (256 << 10, PIECE),
+    };
     let tail = &bytes[bytes.len().saturating_sub(PIECE)..];
     bytes.chunks(stride).map(move |c| &c[..c.len().min(piece)]).chain(std::iter::once(tail))
 }

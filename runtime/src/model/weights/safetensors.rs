@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use super::dummy::form_of;
-use super::{Tensor, TensorInfo, TensorSource, rows_cols, sampled};
+use super::{Depth, Tensor, TensorInfo, TensorSource, rows_cols, sampled};
 use crate::files::{FilesError, ModelFiles};
 use crate::model::error::ModelError;
 use crate::model::names::Expected;
@@ -175,11 +175,11 @@ impl TensorSource for Shards {
         Ok(Tensor { kind, rows, cols, bytes: Cow::Borrowed(self.slice(place)), form: form_of(kind) })
     }
 
-    fn digest(&self, e: &Expected, every_byte: bool, hasher: &mut Sha256) {
+    fn digest(&self, e: &Expected, depth: Depth, hasher: &mut Sha256) {
         let Some(place) = self.tensors.get(&e.name) else { return };
         hasher.update(&e.name);
         hasher.update(format!("{:?}{:?}", place.dtype, place.shape));
-        sampled(self.slice(place), every_byte).for_each(|piece| hasher.update(piece));
+        sampled(self.slice(place), depth).for_each(|piece| hasher.update(piece));
     }
 
     /// `inv_freq` buffers are computed here; a head beside tied embeddings is their copy.
