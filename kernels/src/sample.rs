@@ -10,13 +10,13 @@
 //! float, and a row of nothing but −∞ gives token 0.
 
 mod select;
+mod vector;
 
 use std::collections::HashMap;
 
 use base::{CounterRng, TokenId};
 
-use crate::exp::exp;
-use select::BlockMax;
+use select::{BlockMax, Row};
 
 /// What a request asked for. Neutral values switch a filter off.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,10 +130,13 @@ pub fn draw(logits: &mut [f32], row: &SampleRow<'_>) -> Sampled {
     let mut edits = Edits::new(logits);
     edits.apply(params, row.history);
     if !edits.undo.is_empty() {
-        max = max_of(edits.logits);
+        max = vector::max(edits.logits).0;
     }
-    let token =
-        if params.temperature > 0.0 { pick(edits.logits, max, row) } else { first(edits.logits, max) };
+    let token = if params.temperature > 0.0 {
+        pick(Row { logits: edits.logits, max, temperature: params.temperature }, row)
+    } else {
+        vector::find(edits.logits, max).unwrap_or(0) as TokenId
+    };
     match report {
         Some(report) => report.with(edits.restore(), token),
         None => Sampled { token, ..Sampled::default() },
@@ -149,10 +152,10 @@ struct Report {
 
 impl Report {
     fn of(logits: &[f32], max: f32, params: &SamplingParams) -> Self {
-        let sum = lane_sum(logits, |x| f64::from(exp(x - max)));
+        let sum = vector::exp_sum(logits, max);
         let lse = if max == f32::NEG_INFINITY { 0.0 } else { (f64::from(max) + sum.ln()) as f32 };
         let k = params.logprobs.unwrap_or(0) as usize;
-        let mut top = if k == 0 { Vec::new() } else { BlockMax::of(logits).top(logits, k) };
+        let mut top = if k == 0 { Vec::new() } else { BlockMax::of(logits).top(k) };
         top.sort_unstable_by(select::likelier);
         top.iter_mut().for_each(|(_, x)| *x -= lse);
         Self { lse, top }
@@ -218,81 +221,50 @@ fn sanitized(x: f32) -> f32 {
 
 /// The largest logit, after replacing what is not a number or infinite upwards.
 fn sanitized_max(logits: &mut [f32]) -> f32 {
-    let strange = |x: &f32| u32::from(x.is_nan() | (*x == f32::INFINITY));
-    let count: u32 = logits.chunks(1024).map(|c| c.iter().map(strange).sum::<u32>()).sum();
-    if count > 0 {
-        logits.iter_mut().for_each(|x| *x = sanitized(*x));
+    let (max, odd) = vector::max(logits);
+    if !odd {
+        return max;
     }
-    max_of(logits)
-}
-
-/// The largest of numbers; lanes, because a running maximum of floats is not vectorised by itself.
-fn max_of(logits: &[f32]) -> f32 {
-    let (chunks, rest) = logits.as_chunks::<32>();
-    let mut lanes = [f32::NEG_INFINITY; 32];
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
-}
-
-/// The smallest id at the maximum; 0 if there is none.
-fn first(logits: &[f32], max: f32) -> TokenId {
-    let holds = |chunk: &[f32]| chunk.iter().fold(false, |any, &x| any | (x == max));
-    for (i, chunk) in logits.chunks(256).enumerate() {
-        if holds(chunk) {
-            let within = chunk.iter().position(|&x| x == max).unwrap_or(0);
-            return (i * 256 + within) as TokenId;
-        }
-    }
-    0
+    logits.iter_mut().for_each(|x| *x = sanitized(*x));
+    vector::max(logits).0
 }
 
 /// Draws from the filtered distribution.
-fn pick(logits: &[f32], max: f32, row: &SampleRow<'_>) -> TokenId {
-    if max == f32::NEG_INFINITY {
+fn pick(row: Row<'_>, asked: &SampleRow<'_>) -> TokenId {
+    if row.max == f32::NEG_INFINITY {
         return 0;
     }
-    let params = row.params;
-    let weigh = |x: f32| weight(x, max, params.temperature);
-    let u = CounterRng::new(params.seed).uniform(row.position, 0);
-    let limited = params.top_k > 0 && (params.top_k as usize) < logits.len();
+    let params = asked.params;
+    let u = CounterRng::new(params.seed).uniform(asked.position, 0);
+    let limited = params.top_k > 0 && (params.top_k as usize) < row.logits.len();
     if !limited && (params.top_p >= 1.0 || params.top_p.is_nan()) && !has_floor(params) {
-        return draw_all(logits, weigh, u);
+        return draw_all(row, u);
     }
-    let mut kept = kept(logits, params, limited, weigh);
-    kept.sort_unstable_by_key(|&(token, _)| token);
-    let masses = kept.iter().map(|&(token, x)| (token, mass(weigh(x))));
-    let total: f64 = masses.clone().map(|(_, m)| m).sum();
-    inverse_cdf(masses, u * total).unwrap_or(0)
+    let mut kept = kept(row, params, limited);
+    kept.sort_by_key(|&(token, _)| token); // mostly in order already: runs are merged
+    let masses = row.mass_list(&kept);
+    let total: f64 = masses.iter().sum();
+    inverse_cdf(kept.iter().map(|t| t.0).zip(masses), u * total).unwrap_or(0)
 }
 
 /// The survivors of min-p, top-k and top-p, in no order.
-fn kept(
-    logits: &[f32],
-    params: &SamplingParams,
-    limited: bool,
-    weigh: impl Fn(f32) -> f32 + Copy,
-) -> Vec<(TokenId, f32)> {
-    let blocks = BlockMax::of(logits);
-    let floor = params.min_p.min(1.0);
-    let passes = |x: f32| !has_floor(params) || weigh(x) >= floor;
+fn kept(row: Row<'_>, params: &SamplingParams, limited: bool) -> Vec<(TokenId, f32)> {
+    // A fraction of the likeliest one's probability is a depth below it; depths are exactly monotone.
+    let floor = if has_floor(params) { -params.min_p.min(1.0).ln() } else { f32::INFINITY };
     let top_p = f64::from(params.top_p);
     let mut kept = if limited {
-        let mut kept = blocks.top(logits, params.top_k as usize);
-        kept.retain(|&(_, x)| passes(x));
+        let mut kept = BlockMax::of(row.logits).top(params.top_k as usize);
+        kept.retain(|&(_, x)| row.depth(x) <= floor);
         kept
     } else if has_floor(params) {
-        blocks.matching(logits, passes)
+        BlockMax::of(row.logits).matching(|x| row.depth(x) <= floor)
     } else {
-        let total = lane_sum(logits, |x| mass(weigh(x)));
-        return blocks.heaviest(logits, |x| mass(weigh(x)), top_p * total);
+        let total = vector::mass_sum(row.logits, row.max, row.temperature);
+        return select::heaviest(row, top_p * total);
     };
     if top_p < 1.0 {
-        let total: f64 = kept.iter().map(|&(_, x)| mass(weigh(x))).sum();
-        select::keep_mass(&mut kept, |x| mass(weigh(x)), top_p * total);
+        let total = row.masses(&kept);
+        select::keep_mass(&mut kept, row, top_p * total);
     }
     kept
 }
@@ -302,31 +274,20 @@ fn has_floor(params: &SamplingParams) -> bool {
 }
 
 /// Draws without filters: masses summed by block, then within the block that the draw falls into.
-fn draw_all(logits: &[f32], weigh: impl Fn(f32) -> f32 + Copy, u: f64) -> TokenId {
+fn draw_all(row: Row<'_>, u: f64) -> TokenId {
     const BLOCK: usize = 512;
-    let sums: Vec<f64> = logits.chunks(BLOCK).map(|c| lane_sum(c, |x| mass(weigh(x)))).collect();
+    let blocks = || row.logits.chunks(BLOCK);
+    let sums: Vec<f64> = blocks().map(|c| vector::mass_sum(c, row.max, row.temperature)).collect();
     let mut target = u * sums.iter().sum::<f64>();
-    for (i, (chunk, sum)) in logits.chunks(BLOCK).zip(&sums).enumerate() {
+    for (i, (chunk, sum)) in blocks().zip(&sums).enumerate() {
         if target < *sum {
-            let masses = chunk.iter().enumerate().map(|(j, &x)| ((i * BLOCK + j) as TokenId, mass(weigh(x))));
+            let masses = (0..).zip(chunk).map(|(j, &x)| ((i * BLOCK + j) as TokenId, row.mass(x)));
             return inverse_cdf(masses, target).unwrap_or(0);
         }
         target -= sum;
     }
-    let last = logits.iter().rposition(|&x| mass(weigh(x)) > 0.0);
+    let last = row.logits.iter().rposition(|&x| row.mass(x) > 0.0);
     last.unwrap_or(0) as TokenId
-}
-
-/// Sum over lanes, then of the lanes: one chain of additions would wait for each.
-fn lane_sum(logits: &[f32], f: impl Fn(f32) -> f64) -> f64 {
-    let (chunks, rest) = logits.as_chunks::<16>();
-    let mut lanes = [0.0f64; 16];
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(x);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&x| f(x)).sum::<f64>()
 }
 
 /// The token at which the running sum first exceeds `target`; the last with any mass if none does.
@@ -343,20 +304,6 @@ fn inverse_cdf(masses: impl Iterator<Item = (TokenId, f64)>, target: f64) -> Opt
         }
     }
     last
-}
-
-/// Weight relative to the likeliest token, in `0..=1`.
-#[inline(always)]
-fn weight(x: f32, max: f32, temperature: f32) -> f32 {
-    // −∞ is named: divided by an infinite temperature it would be NaN.
-    if x == f32::NEG_INFINITY { 0.0 } else { exp((x - max) / temperature) }
-}
-
-/// A weight as a multiple of 2⁻³⁴: sums of up to 2¹⁸ of them are exact, whatever their order.
-#[inline(always)]
-fn mass(weight: f32) -> f64 {
-    const SNAP: f64 = 1.5 * (1u64 << 18) as f64;
-    (f64::from(weight) + SNAP) - SNAP
 }
 
 #[cfg(test)]

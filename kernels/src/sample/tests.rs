@@ -3,6 +3,7 @@
 use base::{CounterRng, SplitMix, TokenId};
 use proptest::prelude::*;
 
+use super::vector::mass;
 use super::*;
 
 /// The same definition, written the slow way: sort all, cut, put back in order of ids, draw.
@@ -16,8 +17,9 @@ fn naive(logits: &[f32], params: &SamplingParams, history: &History, position: u
     if max == f32::NEG_INFINITY || params.temperature <= 0.0 {
         return order[0].0;
     }
-    let of = |x: f32| weight(x, max, params.temperature);
-    order.retain(|&(_, x)| x > f32::NEG_INFINITY && of(x) >= params.min_p);
+    let of = |x: f32| vector::weight(x, max, params.temperature);
+    let floor = if params.min_p > 0.0 { -params.min_p.ln() } else { f32::INFINITY };
+    order.retain(|&(_, x)| x > f32::NEG_INFINITY && (max - x) / params.temperature <= floor);
     if params.top_k > 0 {
         order.truncate(params.top_k as usize);
     }
@@ -50,6 +52,10 @@ fn logits_strategy() -> impl Strategy<Value = Vec<f32>> {
     prop_oneof![
         prop::collection::vec(-12.0f32..12.0, 1..2000),
         prop::collection::vec(value, 1..700),
+        (any::<u64>(), 4_000usize..9_000, 0.1f64..4.0).prop_map(|(seed, n, spread)| {
+            let mut rng = SplitMix::new(seed);
+            (0..n).map(|_| ((rng.normal() * spread) as f32 * 64.0).round() / 64.0).collect()
+        }),
         (1usize..500, prop::sample::select(vec![0.0, f32::NAN, f32::NEG_INFINITY, f32::INFINITY]))
             .prop_map(|(n, x)| vec![x; n]),
     ]
