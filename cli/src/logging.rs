@@ -28,6 +28,9 @@ pub fn start(flags: &LogFlags) {
 fn log_panic(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-    let message = info.payload_as_str().unwrap_or("(no message)");
+    let payload = info.payload();
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("(no message)");
     tracing::error!(thread = thread.name().unwrap_or("?"), place, message, "panic");
 }

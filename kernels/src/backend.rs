@@ -7,9 +7,7 @@
 //! Activations between ops are f32 rows on the CPU; what a backend rounds inside an op (bf16 inputs of
 //! a dot product, int8 activations of a quantized linear) is a function of the row alone.
 
-use crate::{
-    AttentionShape, Batch, HostTensor, KernelError, KvShape, SampleRow, Sampled, WeightForm,
-};
+use crate::{AttentionShape, Batch, HostTensor, KernelError, KvShape, SampleRow, Sampled, WeightForm};
 
 /// A packed linear weight (`[out, in]`, possibly several stacked), also usable as embedding table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
