@@ -50,16 +50,17 @@ impl Server {
     /// Starts `quire ARGS --port 0` and reads until the ready line.
     pub fn start(args: &[&str]) -> Self {
         let mut child = quire(&[args, &["--port", "0"]].concat()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut said = Vec::new();
-        loop {
-            let mut line = String::new();
-            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "ended before it was ready: {said:?}");
-            if let Some(url) = line.trim().strip_prefix("ready: ") {
-                return Self { child, lines, said, url: url.to_owned() };
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        // From here on the child is killed if the test ends, ready or not.
+        let mut server = Self { child, lines, said: Vec::new(), url: String::new() };
+        while server.url.is_empty() {
+            let line = server.line();
+            match line.strip_prefix("ready: ") {
+                Some(url) => server.url = url.to_owned(),
+                None => server.said.push(line),
             }
-            said.push(line.trim_end().to_owned());
         }
+        server
     }
 
     pub fn address(&self) -> &str {
@@ -75,7 +76,7 @@ impl Server {
     /// The next line it says.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
-        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the server ended");
+        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the server ended after {:?}", self.said);
         line.trim_end().to_owned()
     }
 
