@@ -24,7 +24,7 @@ const CASES: [Case; 6] = [
     Case { heads: 6, kv_heads: 2, dim: 128, pairs: 64, norms: true, magnitude: 1.0, start: 4000 },
     Case { heads: 2, kv_heads: 2, dim: 24, pairs: 12, norms: true, magnitude: 1.19, start: 250 },
     Case { heads: 2, kv_heads: 1, dim: 64, pairs: 0, norms: false, magnitude: 1.0, start: 10 },
-    Case { heads: 2, kv_heads: 1, dim: 96, pairs: 48, norms: false, magnitude: 1.0, start: 130_000 },
+    Case { heads: 2, kv_heads: 1, dim: 96, pairs: 48, norms: false, magnitude: 1.0, start: 40_000 },
 ];
 
 const ROWS: usize = 9;

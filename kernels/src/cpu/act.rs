@@ -1,9 +1,10 @@
 //! The gated activation: `silu(gate) * up`, one pass, vectors of sixteen.
 
 use super::arena::{Rows, RowsMut};
+use super::each::each;
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, Lanes, dispatch, load_part, store_part};
-use super::pool::{Pool, share};
+use super::pool::Pool;
 
 /// Columns that one worker takes at a time: a decode step has one row, so rows alone do not share out.
 const COLUMNS: usize = 512;
@@ -12,15 +13,13 @@ const COLUMNS: usize = 512;
 pub fn silu_mul(pool: &Pool, isa: Isa, gate_up: Rows<'_>, out: RowsMut<'_>) {
     assert!(gate_up.rows == out.rows && gate_up.cols == 2 * out.cols);
     let pieces = out.cols.div_ceil(COLUMNS);
-    pool.run(&|worker, workers| {
-        for item in share(out.rows * pieces, 1, worker, workers) {
-            let from = item % pieces * COLUMNS;
-            let cols = from..(from + COLUMNS).min(out.cols);
-            let (gate, up) = gate_up.row(item / pieces).split_at(out.cols);
-            // SAFETY: each piece of a row belongs to one worker.
-            let to = unsafe { out.part(item / pieces, cols.clone()) };
-            dispatch(isa, SiluMul { gate: &gate[cols.clone()], up: &up[cols], out: to });
-        }
+    each(pool, out.rows * pieces, out.rows * out.cols * 2, &|item| {
+        let from = item % pieces * COLUMNS;
+        let cols = from..(from + COLUMNS).min(out.cols);
+        let (gate, up) = gate_up.row(item / pieces).split_at(out.cols);
+        // SAFETY: each piece of a row belongs to one worker.
+        let to = unsafe { out.part(item / pieces, cols.clone()) };
+        dispatch(isa, SiluMul { gate: &gate[cols.clone()], up: &up[cols], out: to });
     });
 }
 

@@ -17,6 +17,7 @@ pub mod arena;
 pub mod attend;
 mod backend;
 pub mod cores;
+mod each;
 pub mod isa;
 mod lanes;
 pub mod linear;

@@ -4,19 +4,18 @@
 //! the row alone, and exact enough in f32 (each lane adds a sixty-fourth of the row).
 
 use super::arena::{Rows, RowsMut};
+use super::each::each;
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, Lanes, dispatch, load_part};
-use super::pool::{Pool, share};
+use super::pool::Pool;
 
 /// `out = rmsnorm(x) * weight`, row by row.
 pub fn rmsnorm(pool: &Pool, isa: Isa, x: Rows<'_>, weight: &[f32], eps: f32, out: RowsMut<'_>) {
     assert!(x.rows == out.rows && x.cols == out.cols && weight.len() == x.cols);
-    pool.run(&|worker, workers| {
-        for r in share(x.rows, 1, worker, workers) {
-            // SAFETY: each row belongs to one worker.
-            let out = unsafe { out.row(r) };
-            dispatch(isa, Norm { x: x.row(r), weight, eps, out });
-        }
+    each(pool, x.rows, x.rows * x.cols, &|r| {
+        // SAFETY: each row belongs to one worker.
+        let out = unsafe { out.row(r) };
+        dispatch(isa, Norm { x: x.row(r), weight, eps, out });
     });
 }
 
@@ -32,13 +31,11 @@ pub fn add_rmsnorm(
 ) {
     assert!(residual.rows == delta.rows && residual.cols == delta.cols);
     assert!(residual.rows == out.rows && residual.cols == out.cols && weight.len() == out.cols);
-    pool.run(&|worker, workers| {
-        for r in share(delta.rows, 1, worker, workers) {
-            // SAFETY: each row belongs to one worker.
-            let (sum, out) = unsafe { (residual.row(r), out.row(r)) };
-            dispatch(isa, Add { sum, delta: delta.row(r) });
-            dispatch(isa, Norm { x: sum, weight, eps, out });
-        }
+    each(pool, delta.rows, delta.rows * delta.cols, &|r| {
+        // SAFETY: each row belongs to one worker.
+        let (sum, out) = unsafe { (residual.row(r), out.row(r)) };
+        dispatch(isa, Add { sum, delta: delta.row(r) });
+        dispatch(isa, Norm { x: sum, weight, eps, out });
     });
 }
 

@@ -6,11 +6,12 @@
 //! at start.
 
 use super::arena::{Region, RowsMut, StepRows};
+use super::each::each;
 use super::isa::Isa;
 use super::lanes::{Kernel, Lanes, dispatch};
 use super::norm::norm_in_place;
 use super::pages::{PageWriter, Side};
-use super::pool::{Pool, share};
+use super::pool::Pool;
 use crate::{AttentionShape, KernelError, RopeTable};
 
 /// Positions that are tabulated at a time.
@@ -83,18 +84,16 @@ pub fn rope_store(
     let shape = &pass.shape;
     assert!(qkv.cols == shape.qkv_cols() && qkv.rows == step.rows());
     let heads = shape.heads + 2 * shape.kv_heads;
-    pool.run(&|worker, workers| {
-        for item in share(qkv.rows * heads, 1, worker, workers) {
-            let (row, index) = (item / heads, item % heads);
-            let cols = index * shape.head_dim..(index + 1) * shape.head_dim;
-            // SAFETY: each head of a row belongs to one worker.
-            let head = unsafe { qkv.part(row, cols) };
-            let position = step.positions[row] as usize;
-            if let Some((side, kv_head)) = dispatch(isa, OneHead { pass, index, position, head }) {
-                let slot = step.slot(step.span_of[row] as usize, position, pages.page_tokens());
-                // SAFETY: one worker per (row, head), and rows of a step are distinct tokens.
-                unsafe { pages.put(slot, layer, side, kv_head, head) };
-            }
+    each(pool, qkv.rows * heads, qkv.rows * qkv.cols, &|item| {
+        let (row, index) = (item / heads, item % heads);
+        let cols = index * shape.head_dim..(index + 1) * shape.head_dim;
+        // SAFETY: each head of a row belongs to one worker.
+        let head = unsafe { qkv.part(row, cols) };
+        let position = step.positions[row] as usize;
+        if let Some((side, kv_head)) = dispatch(isa, OneHead { pass, index, position, head }) {
+            let slot = step.slot(step.span_of[row] as usize, position, pages.page_tokens());
+            // SAFETY: one worker per (row, head), and rows of a step are distinct tokens.
+            unsafe { pages.put(slot, layer, side, kv_head, head) };
         }
     });
 }
