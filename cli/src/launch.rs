@@ -3,6 +3,7 @@
 //! The port is bound first, so that a port in use is heard at once and not after a minute of loading, and
 //! so that `/health` says `loading` meanwhile.
 
+use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -48,6 +49,16 @@ pub enum Source {
     Path(std::path::PathBuf),
     /// Nothing is read.
     Sim,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Demo => f.write_str("the demo model"),
+            Source::Path(path) => path.display().fmt(f),
+            Source::Sim => f.write_str("no model (simulated)"),
+        }
+    }
 }
 
 /// Everything a replica is started from.

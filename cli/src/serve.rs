@@ -48,6 +48,7 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
     let mut server = tokio::spawn(runtime::api::serve(listener, app.clone(), async {
         let _ = stopped.await;
     }));
+    say(&format!("loading:      {} at {} (503 until ready)", launch.source, url(address)));
     let is_demo = matches!(launch.source, Source::Demo);
     let drain = launch.server.drain;
     let mut loading = load(launch, &clock)?;

@@ -49,18 +49,27 @@ pub struct Server {
 impl Server {
     /// Starts `quire ARGS --port 0` and reads until the ready line.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_loading(args).until("ready: ")
+    }
+
+    /// Starts `quire ARGS --port 0` and reads until the port is open.
+    pub fn start_loading(args: &[&str]) -> Self {
         let mut child = quire(&[args, &["--port", "0"]].concat()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        // From here on the child is killed if the test ends, ready or not.
-        let mut server = Self { child, lines, said: Vec::new(), url: String::new() };
-        while server.url.is_empty() {
-            let line = server.line();
-            match line.strip_prefix("ready: ") {
-                Some(url) => server.url = url.to_owned(),
-                None => server.said.push(line),
+        Self { child, lines, said: Vec::new(), url: String::new() }.until("loading: ")
+    }
+
+    /// Reads until a line that begins so.
+    fn until(mut self, start: &str) -> Self {
+        loop {
+            let line = self.line();
+            let url = line.split_whitespace().find(|word| word.starts_with("http://"));
+            if let (true, Some(url)) = (line.starts_with(start), url) {
+                self.url = url.to_owned();
+                return self;
             }
+            self.said.push(line);
         }
-        server
     }
 
     pub fn address(&self) -> &str {

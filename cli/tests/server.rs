@@ -53,6 +53,22 @@ fn a_running_answer_is_finished_before_the_server_ends() {
     assert_eq!((code, rest.contains("SIGINT")), (0, true), "{rest}");
 }
 
+#[test]
+fn while_it_loads_the_port_answers_503_and_a_signal_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    // Reading a pipe that nobody writes to is loading that does not end.
+    let pipe = dir.path().join("tokenizer.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let server = Server::start_loading(&["serve", dir.path().to_str().unwrap()]);
+    assert_eq!(server.get("/health").0, 503);
+    assert_eq!(server.get("/livez").0, 200);
+    assert_eq!(server.post("/v1/chat/completions", &question()).0, 503);
+    server.signal("TERM");
+    let (code, rest) = server.wait();
+    assert_eq!((code, rest.as_str()), (0, "SIGTERM while loading: stopped\n"));
+}
+
 /// Opens an answer so large that it cannot end while nobody reads it.
 fn unread_answer(server: &Server) -> TcpStream {
     let body = json!({"model": "sim", "prompt": [1], "max_tokens": 32_000, "ignore_eos": true, "stream": true,
@@ -126,7 +142,7 @@ fn serve_broken(break_it: impl Fn(&Path), expect: Expect) {
         "--log-level",
         "off",
     ]);
-    assert!(!stdout(&output).contains("ready"));
+    assert!(!stdout(&output).contains("ready: "));
     refused(&output, &[(dir.path().to_str().unwrap(), "DIR")], expect);
 }
 
