@@ -31,7 +31,7 @@ In the conversation: /reset forgets it, /quit ends it.";
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChatArgs {
     /// Serve this model folder or .gguf file while the conversation lasts, instead of asking a server
-    #[arg(value_name = "MODEL", conflicts_with = "url")]
+    #[arg(value_name = "MODEL")]
     pub files: Option<PathBuf>,
     /// The server
     #[arg(long, env = "QUIRE_URL", hide_env_values = true, default_value = "http://127.0.0.1:8000")]

@@ -20,14 +20,16 @@ class Server:
 
     def __init__(self, binary: Path, *args: str):
         env = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_")}
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.log = CACHE / "server.log"
         self.process = subprocess.Popen([binary, "serve", *args, "--port", "0", "--log-level", "warn"],
-                                        stdout=subprocess.PIPE, text=True, env=env)
+                                        stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=env)
         for line in self.process.stdout:
             if line.startswith("ready: "):
                 self.url = line.split()[1]
                 self.address = self.url.removeprefix("http://")
                 return
-        raise SystemExit(f"error: quire serve {' '.join(args)} ended with {self.process.wait()}")
+        raise SystemExit(f"error: quire serve {' '.join(args)} ended with {self.process.wait()}; {self.log} says why")
 
     def __enter__(self) -> Server:
         return self
@@ -95,14 +97,14 @@ def short_hash(text: str) -> str:
 
 def row(case: str, unit: str, better: str, ours: list[float], peer: list[float] | None = None, *,
         name: str | None = None, version: str | None = None, note: str = "") -> dict:
-    """Medians with their range; `ratio` above 1 is in our favour."""
+    """Medians, and every round; `ratio` above 1 is in our favour."""
     mine = statistics.median(ours)
     theirs = statistics.median(peer) if peer else None
     ratio = None
     if theirs:
         ratio = mine / theirs if better == "higher" else theirs / mine
-    return {"case": case, "unit": unit, "better": better, "ours": digits(mine), "ours_range": span(ours),
-            "peer": digits(theirs) if peer else None, "peer_range": span(peer) if peer else None,
+    return {"case": case, "unit": unit, "better": better, "ours": digits(mine), "ours_rounds": shown(ours),
+            "peer": digits(theirs) if peer else None, "peer_rounds": shown(peer) if peer else None,
             "peer_name": name, "peer_version": version, "ratio": round(ratio, 3) if ratio else None, "note": note}
 
 
@@ -110,8 +112,8 @@ def digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def span(values: list[float]) -> list[float]:
-    return [digits(min(values)), digits(max(values))]
+def shown(values: list[float]) -> list[float]:
+    return [digits(v) for v in values]
 
 
 def result(bench: str, rounds: int, rows: list[dict], binary: Path) -> dict:
@@ -133,9 +135,9 @@ def table(rows: list[dict]) -> str:
     lines = [f"{'case':<44}{'unit':<10}{'ours':>10}{'range':>18}{'peer':>10}{'range':>18}{'ratio':>8}"]
     for r in rows:
         show = lambda v: "-" if v is None else f"{v:.4g}"
-        spread = lambda v: "" if v is None else f"{v[0]:.4g}–{v[1]:.4g}"
-        lines.append(f"{r['case']:<44}{r['unit']:<10}{show(r['ours']):>10}{spread(r['ours_range']):>18}"
-                     f"{show(r['peer']):>10}{spread(r['peer_range']):>18}{show(r['ratio']):>8}")
+        spread = lambda v: "" if v is None else f"{min(v):.4g}–{max(v):.4g}"
+        lines.append(f"{r['case']:<44}{r['unit']:<10}{show(r['ours']):>10}{spread(r['ours_rounds']):>18}"
+                     f"{show(r['peer']):>10}{spread(r['peer_rounds']):>18}{show(r['ratio']):>8}")
     return "\n".join(lines)
 
 
