@@ -5,6 +5,9 @@
 //! Each case is one op on enough copies of a weight that no copy is in a cache when its turn comes, as in a
 //! model. Rounds go over all ceilings and cases in turn, and the best round of each counts, so that what
 //! else runs on the machine disturbs all alike. The hash is of the results' bits.
+//!
+//! Only the shares are worth comparing: on a virtual machine the read ceiling of two cores was seen to jump
+//! between 50 and 85 GB/s within a process, as the host moved them on or off a common memory link.
 
 mod ceilings;
 
