@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import hashlib
 import http.client
 import json
@@ -69,6 +70,29 @@ class Server:
         if response.status != 200:
             raise SystemExit(f"error: {self.url} answered {response.status}: {response.read().decode()}")
         return response
+
+
+def alone():
+    """The lock that keeps two runs from measuring each other; says so if others keep the machine busy."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    lock = (CACHE / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("error: another run is going on here\nhint: wait for it; two runs measure each other") from None
+    if busy() > 0.2:
+        print(f"warning: other processes use {busy():.1f} cores; the figures will say more about them", flush=True)
+    return lock
+
+
+def busy(seconds: float = 1.0) -> float:
+    """Cores in use by anybody."""
+    def ticks() -> int:
+        user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        return user + nice + system + sum(rest[:3])
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def cpu_seconds(pid: int) -> float:
