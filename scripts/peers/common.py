@@ -166,7 +166,12 @@ def table(rows: list[dict]) -> str:
 
 
 def write(result: dict) -> Path:
+    """A run of a part replaces its own rows of the same commit and machine, and drops all others."""
     path = ROOT / f"benches/results/{result['bench']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if all(old.get(key) == result[key] for key in ("commit", "version", "machine", "rounds")):
+        fresh = {r["case"] for r in result["rows"]}
+        result["rows"] = [r for r in old["rows"] if r["case"] not in fresh] + result["rows"]
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -77,7 +77,8 @@ def generate(context: Context, prompts: list[list[int]], count: int) -> dict:
 def text_of(model, tokens: list[int]) -> str:
     vocab, buffer, out = c.llama_model_get_vocab(model), ctypes.create_string_buffer(256), b""
     for token in tokens:
-        out += buffer.raw[:c.llama_token_to_piece(vocab, token, buffer, 256, 0, False)]
+        length = c.llama_token_to_piece(vocab, token, buffer, 256, 0, False)
+        out += buffer.raw[:length]
     return out.decode("utf-8", "replace")
 
 
