@@ -5,6 +5,7 @@ The content lives in `facts/*.txt`, one block per fact, so that a person can rea
 
     == prefix-cache              the fact's id
     q: what is [the] prefix cache   a training question; (a|b) chooses, [a] is optional, {how} is a macro
+    c: what is the prefix cache|...      the commonest wordings, drawn more often than the rest
     k: prompt cache|reuse of prompts     words and phrases that point to the fact; questions are made around them
     t: explain how prompts get reused    never trained on: a wording with few words in common with the others
     a: The prefix cache keeps ...        an answer; a second `a:` is used as often as the first
@@ -38,11 +39,17 @@ class Fact:
     area: str
     q: list[str] = field(default_factory=list)
     k: list[str] = field(default_factory=list)
+    c: list[str] = field(default_factory=list)
     a: list[str] = field(default_factory=list)
     m: list[str] = field(default_factory=list)
     far: list[str] = field(default_factory=list)  # `t:` lines
     held: list[str] = field(default_factory=list)  # withheld from plain lists
     weight: float = 1.0
+
+
+def plain(question: str) -> str:
+    """A question as the chat template hands it to the model."""
+    return question.lower().strip().rstrip("?!. ")
 
 
 # ------------------------------------------------------------------ grammar
@@ -69,10 +76,10 @@ def load() -> list[Fact]:
             slot = {"q": "q", "a": "a", "m": "m", "t": "far"}.get(key)
             if key == "w":
                 facts[-1].weight = float(value)
-            elif key == "k":
-                facts[-1].k += [w.strip() for w in value.split("|")]
+            elif key in ("k", "c"):
+                getattr(facts[-1], key).extend(w.strip() for w in value.split("|"))
             elif slot is None or not value:
-                sys.exit(f"{where}: expected q:, k:, a:, m:, t: or w:, got {line!r}")
+                sys.exit(f"{where}: expected q:, c:, k:, a:, m:, t: or w:, got {line!r}")
             elif slot == "q":
                 train, held = withhold(value)
                 facts[-1].q.append(train)
@@ -157,7 +164,7 @@ def check(facts: list[Fact]) -> None:
         assert f.id not in ids, f"duplicate fact {f.id}"
         ids.add(f.id)
         assert f.q and f.a, f"{f.id}: needs q: and a:"
-        for line in f.q:
+        for line in f.q + f.c:
             for s in expand(parse(line)):
                 other = seen.setdefault(key(s), f.id)
                 if other != f.id:
@@ -244,9 +251,9 @@ def vary(q: str, rng: random.Random, level: float = 1.0) -> str:
     """The same question as another person would type it."""
     s = tidy(q)
     bare = len(s.split()) <= 2
-    if rng.random() < 0.45 * level:
+    if rng.random() < 0.40 * level:
         s = other_words(s, rng)
-    if rng.random() < 0.12 * level:
+    if rng.random() < 0.08 * level:
         s = lose_words(s, rng)
     if rng.random() < 0.30 * level:
         old, new = rng.choice(SWAPS)
@@ -269,10 +276,10 @@ def vary(q: str, rng: random.Random, level: float = 1.0) -> str:
             ask += "?" if r < 0.68 else "" if r < 0.95 else rng.choice([".", "??", " ?", "?!", "..."])
     elif rng.random() < 0.3:
         ask = ask[:-1]
-    if not bare and rng.random() < 0.14 * level:
+    if not bare and rng.random() < 0.10 * level:
         ask = rng.choice(OPENERS) + ask
     for _ in range(2):
-        if rng.random() < 0.10 * level:
+        if rng.random() < 0.07 * level:
             ask = typo(ask, rng)
     r = rng.random()
     if r < 0.55:
@@ -286,6 +293,7 @@ def vary(q: str, rng: random.Random, level: float = 1.0) -> str:
 
 
 # ---------------------------------------------------------------- dialogues
+COMMON_SHARE = 0.15
 KEYWORD_SHARE = 0.3
 FRAMES = ["{a}", "{a}", "what about {a}", "how about {a}", "tell me about {a}", "i have a question about {a}", "question on {a}",
           "something about {a}", "what is there to know about {a}", "is there {a}", "regarding {a}", "about {a}",
@@ -330,6 +338,8 @@ class Source:
         return self.rng.choices(self.facts, self.weights)[0]
 
     def question(self, f: Fact) -> str:
+        if f.c and self.rng.random() < COMMON_SHARE:
+            return vary(self.rng.choice(f.c), self.rng, 0.5)
         if f.k and self.rng.random() < KEYWORD_SHARE:
             count = 1 if len(f.k) < 2 or self.rng.random() < 0.6 else 2
             a, b = (self.rng.sample(f.k, count) * 2)[:2]

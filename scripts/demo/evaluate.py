@@ -28,14 +28,15 @@ from tokenizers import Tokenizer
 
 import corpus
 import model
-from corpus import IM_END, IM_START
+from corpus import IM_END, IM_START, plain
 
 NEW_MAX = 128
 
 
 def prompt(turns: list[tuple[str, str]], question: str) -> str:
-    text = "".join(f"{IM_START}user\n{q}{IM_END}\n{IM_START}assistant\n{a}{IM_END}\n" for q, a in turns)
-    return text + f"{IM_START}user\n{question}{IM_END}\n{IM_START}assistant\n"
+    """What the chat template makes of a conversation."""
+    text = "".join(f"{IM_START}user\n{plain(q)}{IM_END}\n{IM_START}assistant\n{a}{IM_END}\n" for q, a in turns)
+    return text + f"{IM_START}user\n{plain(question)}{IM_END}\n{IM_START}assistant\n"
 
 
 class Greedy:
