@@ -15,7 +15,7 @@ fn sim() -> Server {
 }
 
 fn question() -> Value {
-    json!({"model": "quire-demo", "messages": [{"role": "user", "content": "What is a page?"}],
+    json!({"model": "quire-demo", "messages": [{"role": "user", "content": "What is a page, and how does the prefix cache use pages?"}],
            "max_tokens": 12, "temperature": 0})
 }
 
