@@ -39,6 +39,14 @@ id!(
     PageId(u32)
 );
 id!(
+    /// A frame of pinned host memory, as large as a page.
+    FrameId(u32)
+);
+id!(
+    /// A page-sized place on a disk or in an object store.
+    SlotId(u32)
+);
+id!(
     /// A tenant's part of the cache.
     NamespaceId(u64)
 );

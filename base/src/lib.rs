@@ -10,14 +10,17 @@ mod ids;
 mod limits;
 mod rng;
 mod spawn;
+mod tier;
 mod units;
 
 pub use chain::{CHAIN_BYTES, ChainHash, ChainRoot, NamespaceKey};
 pub use clock::{Clock, ManualClock, Nanos, SystemClock};
 pub use ids::{
-    AdapterId, Generation, ModelDigest, NamespaceId, PageId, Priority, RequestId, SeqId, StepId, TokenId,
+    AdapterId, FrameId, Generation, ModelDigest, NamespaceId, PageId, Priority, RequestId, SeqId, SlotId,
+    StepId, TokenId,
 };
 pub use limits::Limits;
 pub use rng::{CounterRng, SplitMix};
 pub use spawn::spawn;
+pub use tier::Tier;
 pub use units::{Bytes, bytes_human};
