@@ -141,9 +141,9 @@ def shown(values: list[float]) -> list[float]:
 
 
 def result(bench: str, rounds: int, rows: list[dict], binary: Path) -> dict:
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12"],
-                            capture_output=True, text=True).stdout.strip()
+    # The binary's commit, not the tree's: work may go on while a run of many minutes measures.
     version = subprocess.run([binary, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+    commit = version.partition("(")[2].partition(")")[0]
     return {"bench": bench, "commit": commit or "unknown", "version": version, "machine": machine(),
             "date": datetime.date.today().isoformat(), "rounds": rounds, "rows": rows}
 
