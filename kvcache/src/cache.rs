@@ -17,6 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use base::{ChainHash, ChainRoot, NamespaceId, NamespaceKey, PageId, StepId, TokenId};
 
+use crate::config::Departures;
 use crate::event::{EventLog, KvChange, KvEvent, Stored};
 use crate::eviction::Evictor;
 use crate::fence::Fences;
@@ -24,7 +25,8 @@ use crate::fingerprint::Fingerprint;
 use crate::forest::{Dropped, Forest};
 use crate::lease::{Lease, LeaseId, LeaseTable};
 use crate::node::NodeId;
-use crate::pool::PagePool;
+use crate::pool::{PagePool, PageState};
+use crate::quota::Quotas;
 use crate::stats::{CacheCounters, CacheStats};
 use crate::store::{Names, PageStore};
 use crate::{CacheConfig, TreeKey};
@@ -37,7 +39,10 @@ pub struct Cache {
     pub(crate) leases: LeaseTable,
     pub(crate) fences: Fences,
     namespaces: HashMap<NamespaceId, NamespaceKey>,
+    pub(crate) quotas: Quotas,
     events: EventLog,
+    /// Pages that became free since the last `drain_gone`, and the names they had.
+    gone: Vec<(PageId, Option<ChainHash>)>,
     counters: CacheCounters,
 }
 
@@ -59,6 +64,14 @@ pub struct Published {
     pub duplicates: usize,
 }
 
+/// An unleased leaf with all that comes before it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ColdPath {
+    pub key: TreeKey,
+    pub tokens: Vec<TokenId>,
+    pub pages: Vec<PageId>,
+}
+
 impl Cache {
     pub fn new(config: CacheConfig) -> Self {
         let hasher = Fingerprint::new(config.seed);
@@ -67,7 +80,7 @@ impl Cache {
 
     pub(crate) fn with_fingerprint(config: CacheConfig, hasher: Fingerprint) -> Self {
         config.assert_sound();
-        let names = if config.events_max > 0 { Names::Kept } else { Names::Off };
+        let names = if config.names_pages() { Names::Kept } else { Names::Off };
         let pages = config.pages as usize;
         let store = PageStore::new(pages, config.page_tokens as usize, hasher, names);
         Self {
@@ -76,7 +89,9 @@ impl Cache {
             leases: LeaseTable::new(config.page_tokens),
             fences: Fences::default(),
             namespaces: HashMap::new(),
+            quotas: Quotas::default(),
             events: EventLog::new(config.events_max),
+            gone: Vec::new(),
             counters: CacheCounters::default(),
             config,
         }
@@ -105,19 +120,40 @@ impl Cache {
     /// Leases the longest cached prefix of `tokens`, in whole pages; maybe none. A caller that needs
     /// the logits of the last token passes all tokens but that one.
     pub fn lease(&mut self, key: &TreeKey, tokens: &[TokenId]) -> Lease {
+        let lease = self.hold(key, tokens);
+        if let Some(root) = self.forest.root(key) {
+            self.forest.touch(self.leases.tip(lease.id), root);
+        }
+        self.counters.queries += 1;
+        self.counters.hits += u64::from(lease.tokens() > 0);
+        self.counters.queried_tokens += tokens.len() as u64;
+        self.counters.hit_tokens += u64::from(lease.tokens());
+        lease
+    }
+
+    /// As [`Cache::lease`], but counts as no use: for whoever copies pages and does not read them.
+    pub fn hold(&mut self, key: &TreeKey, tokens: &[TokenId]) -> Lease {
         self.settle();
         let root = self.forest.root(key).unwrap_or_else(|| self.plant(key));
         let mut pages = Vec::with_capacity(tokens.len() / self.config.page_tokens as usize);
         let reach = self.forest.walk(root, tokens, |met| pages.extend_from_slice(met));
         let tip = reach.map_or(root, |reach| self.forest.settle(reach));
         self.forest.hold(tip);
-        self.forest.touch(tip, root);
-        let lease = self.leases.open(tip, pages);
-        self.counters.queries += 1;
-        self.counters.hits += u64::from(lease.tokens() > 0);
-        self.counters.queried_tokens += tokens.len() as u64;
-        self.counters.hit_tokens += u64::from(lease.tokens());
-        lease
+        self.leases.open(tip, pages)
+    }
+
+    /// The pages of the longest cached prefix of `tokens`; no lease, so they may go at the next call.
+    pub fn find(&self, key: &TreeKey, tokens: &[TokenId]) -> Vec<PageId> {
+        let mut pages = Vec::new();
+        if let Some(root) = self.forest.root(key) {
+            self.forest.walk(root, tokens, |met| pages.extend_from_slice(met));
+        }
+        pages
+    }
+
+    /// The name of a page in the tree; `None` if its namespace has no key or names are not kept.
+    pub fn name(&self, page: PageId) -> Option<ChainHash> {
+        (self.pool.state(page) == PageState::Cached).then(|| self.forest.store.name(page)).flatten()
     }
 
     /// Extends a lease over pages of `tokens`, the whole sequence, that others have published since,
@@ -135,7 +171,7 @@ impl Cache {
     fn plant(&mut self, key: &TreeKey) -> NodeId {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
-        let name = if self.config.events_max > 0 { self.root_name(key) } else { None };
+        let name = if self.config.names_pages() { self.root_name(key) } else { None };
         self.forest.plant(key.clone(), hasher.finish(), name)
     }
 
@@ -204,10 +240,36 @@ impl Cache {
         let duplicates = lease.pages.len() - covered;
         let (doubled, fresh) = pages.split_at(duplicates);
         self.fence_pages(doubled, fence);
-        self.insert(lease, &tokens[duplicates * size..], fresh);
-        self.counters.published_pages += pages.len() as u64;
+        let room = self.make_room(lease, fresh.len());
+        let fresh = &fresh[..room];
+        self.insert(lease, &tokens[duplicates * size..(duplicates + room) * size], fresh);
+        self.counters.published_pages += (duplicates + room) as u64;
         self.counters.duplicate_pages += duplicates as u64;
         Published { pages: lease.pages[covered..].to_vec(), duplicates }
+    }
+
+    /// How many of `n` pages the quota of the lease's namespace has room for, after its own unleased
+    /// leaves have gone.
+    fn make_room(&mut self, lease: &Lease, n: usize) -> usize {
+        let namespace = self.forest.tree_of(self.leases.tip(lease.id)).key.namespace;
+        let Some(room) = self.quotas.room(namespace) else { return n };
+        if n > room {
+            let dropped = self.forest.evict_of(n - room, |key| key.namespace == namespace);
+            self.counters.evicted_pages += dropped.len() as u64;
+            self.counters.quota_pages += dropped.len() as u64;
+            self.let_go(&dropped);
+        }
+        n.min(self.quotas.room(namespace).unwrap_or(n))
+    }
+
+    /// Limits the pages that `namespace` keeps here; `None` lifts the limit.
+    pub fn set_quota(&mut self, namespace: NamespaceId, pages: Option<usize>) {
+        self.quotas.set(namespace, pages);
+    }
+
+    /// Pages of `namespace` in the trees.
+    pub fn used(&self, namespace: NamespaceId) -> usize {
+        self.quotas.used(namespace)
     }
 
     /// Extends the lease over what the tree already holds of `tokens`.
@@ -228,12 +290,13 @@ impl Cache {
         }
         pages.iter().for_each(|&page| self.pool.publish(page));
         let old = self.leases.tip(lease.id);
+        self.quotas.add(self.forest.tree_of(old).key.namespace, pages.len());
         let parent = self.forest.name_of(old);
-        let named = self.forest.tree_of(old).name.is_some();
+        let told = self.config.events_max > 0 && self.forest.tree_of(old).name.is_some();
         let tip = self.forest.grow(old, pages, tokens);
         self.move_lease(lease.id, old, tip);
         lease.pages.extend_from_slice(pages);
-        if named {
+        if told {
             let at_root = self.forest.node(old).is_root();
             let stored = self.stored(tip, parent.filter(|_| !at_root), pages);
             self.events.push(KvChange::Stored(stored));
@@ -278,7 +341,14 @@ impl Cache {
         pages.iter().for_each(|&page| self.pool.fence(page));
         match self.fences.behind(fence) {
             Some(waiting) => waiting.pages.extend_from_slice(pages),
-            None => pages.iter().for_each(|&page| self.pool.unfence(page)),
+            None => pages.iter().for_each(|&page| self.set_free(page)),
+        }
+    }
+
+    fn set_free(&mut self, page: PageId) {
+        self.pool.unfence(page);
+        if self.config.departures == Departures::Told {
+            self.gone.push((page, None));
         }
     }
 
@@ -311,7 +381,7 @@ impl Cache {
         self.settle();
         self.fences.complete(step);
         while let Some(due) = self.fences.next_due() {
-            due.pages.into_iter().for_each(|page| self.pool.unfence(page));
+            due.pages.into_iter().for_each(|page| self.set_free(page));
             due.leases.into_iter().for_each(|id| self.close(id));
         }
     }
@@ -338,6 +408,39 @@ impl Cache {
         dropped.len()
     }
 
+    /// As [`Cache::clear`], answering with the pages.
+    pub fn clear_pages(&mut self, of: impl Fn(&TreeKey) -> bool) -> Vec<PageId> {
+        self.settle();
+        let dropped = self.forest.clear(of);
+        self.counters.cleared_pages += dropped.len() as u64;
+        self.let_go(&dropped);
+        dropped.iter().map(|gone| gone.page).collect()
+    }
+
+    /// Pages in the trees that `of` picks.
+    pub fn pages_of(&self, of: impl Fn(&TreeKey) -> bool) -> usize {
+        let in_tree = |tree: u32| of(&self.forest.trees()[tree].key);
+        if !self.forest.trees().iter().any(|(id, _)| in_tree(id)) {
+            return 0;
+        }
+        let nodes = self.forest.nodes().iter().filter(|(_, node)| in_tree(node.tree.0));
+        nodes.map(|(_, node)| node.pages.len()).sum()
+    }
+
+    /// The pages that are free.
+    pub fn free_pages(&self) -> &[PageId] {
+        self.pool.free_list()
+    }
+
+    pub fn is_free(&self, page: PageId) -> bool {
+        self.pool.state(page) == PageState::Free
+    }
+
+    /// Whether `step` has answered.
+    pub fn has_completed(&self, step: StepId) -> bool {
+        self.fences.is_complete(step)
+    }
+
     /// Evicts up to `n` pages in the policy's order, and returns how many.
     pub fn evict(&mut self, n: usize) -> usize {
         self.settle();
@@ -347,16 +450,97 @@ impl Cache {
     fn drop_leaves(&mut self, n: usize) -> usize {
         let dropped = self.forest.evict(n);
         self.counters.evicted_pages += dropped.len() as u64;
-        self.take_back(&dropped);
-        self.tell_removed(&dropped);
+        self.let_go(&dropped);
         dropped.len()
+    }
+
+    /// Drops page `at` of the path of `tokens` and all that lies below it, as far as no lease holds it:
+    /// for a page whose bytes turned out to be wrong. What is held stays, and the caller asks again.
+    pub fn cut(&mut self, key: &TreeKey, tokens: &[TokenId], at: usize) -> Vec<PageId> {
+        self.settle();
+        let Some(root) = self.forest.root(key) else { return Vec::new() };
+        let dropped = self.forest.cut(root, tokens, at);
+        self.counters.cleared_pages += dropped.len() as u64;
+        self.let_go(&dropped);
+        dropped.iter().map(|gone| gone.page).collect()
+    }
+
+    /// Page `at` of the path of `tokens` and all that lies below it.
+    pub fn below(&self, key: &TreeKey, tokens: &[TokenId], at: usize) -> Vec<PageId> {
+        self.forest.root(key).map_or_else(Vec::new, |root| self.forest.pages_below(root, tokens, at))
+    }
+
+    /// The unleased leaves that would be evicted next, with their whole paths: what a write-back copies
+    /// before it is lost.
+    pub fn coldest(&self, leaves: usize) -> Vec<ColdPath> {
+        self.forest.evictor.candidates().take(leaves).map(|(_, id)| self.path_of(id)).collect()
+    }
+
+    fn path_of(&self, id: NodeId) -> ColdPath {
+        let mut runs: Vec<&[PageId]> = Vec::new();
+        let mut at = Some(id);
+        while let Some(node) = at.map(|id| self.forest.node(id)) {
+            runs.push(&node.pages);
+            at = node.parent;
+        }
+        let pages: Vec<PageId> = runs.into_iter().rev().flatten().copied().collect();
+        let tokens = pages.iter().flat_map(|&page| self.forest.store.tokens(page)).copied().collect();
+        ColdPath { key: self.forest.tree_of(id).key.clone(), tokens, pages }
+    }
+
+    /// Takes just these pages, known from before a restart, to be put back by [`Cache::reinstate`]. All
+    /// or none: false if one is not free.
+    pub fn claim(&mut self, pages: &[PageId]) -> bool {
+        self.pool.take_exactly(pages)
+    }
+
+    /// Puts claimed `pages` back where they lay before a restart: from page `first` on of the path of
+    /// `tokens`. False, and the pages stay claimed, if what comes before them is not there.
+    pub fn reinstate(&mut self, key: &TreeKey, tokens: &[TokenId], first: usize, pages: &[PageId]) -> bool {
+        let size = self.config.page_tokens as usize;
+        let mut lease = self.hold(key, tokens);
+        let fits = lease.pages.len() == first && tokens.len() == (first + pages.len()) * size;
+        if fits {
+            self.insert(&mut lease, &tokens[first * size..], pages);
+        }
+        self.release(lease, StepId(0));
+        fits
+    }
+
+    /// How often the last page of `tokens` has been used; 0 if it is not here.
+    pub fn frequency(&self, key: &TreeKey, tokens: &[TokenId]) -> u32 {
+        let Some(root) = self.forest.root(key) else { return 0 };
+        let mut met = 0;
+        let reach = self.forest.walk(root, tokens, |pages| met += pages.len());
+        let whole = tokens.len() / self.config.page_tokens as usize;
+        reach.filter(|_| met == whole).map_or(0, |reach| self.forest.node(reach.node).frequency)
+    }
+
+    fn let_go(&mut self, dropped: &[Dropped]) {
+        self.take_back(dropped);
+        self.tell_removed(dropped);
     }
 
     fn take_back(&mut self, dropped: &[Dropped]) {
         dropped.iter().for_each(|gone| self.pool.evict(gone.page));
+        for run in dropped.chunk_by(|a, b| a.namespace == b.namespace) {
+            self.quotas.remove(run[0].namespace, run.len());
+        }
+        if self.config.departures == Departures::Told {
+            self.gone.extend(dropped.iter().map(|gone| (gone.page, gone.name)));
+        }
+    }
+
+    /// Pages that became free since the last call, in order, with the names they had in the tree; only if
+    /// the configuration asks for it. They may have been reserved again since.
+    pub fn drain_gone(&mut self) -> Vec<(PageId, Option<ChainHash>)> {
+        std::mem::take(&mut self.gone)
     }
 
     fn tell_removed(&mut self, dropped: &[Dropped]) {
+        if self.config.events_max == 0 {
+            return;
+        }
         let names: Vec<ChainHash> = dropped.iter().filter_map(|gone| gone.name).collect();
         if !names.is_empty() {
             self.events.push(KvChange::Removed { names });

@@ -90,7 +90,7 @@ impl EventLog {
 }
 
 impl KvChange {
-    fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         match self {
             KvChange::Stored(stored) => stored.names.len(),
             KvChange::Removed { names } => names.len(),

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use base::{ChainHash, PageId, TokenId};
+use base::{ChainHash, NamespaceId, PageId, TokenId};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
@@ -47,6 +47,7 @@ pub(crate) struct Reach {
 /// A page taken out of its tree.
 pub(crate) struct Dropped {
     pub page: PageId,
+    pub namespace: NamespaceId,
     pub name: Option<ChainHash>,
 }
 
@@ -334,14 +335,82 @@ impl Forest {
         let mut dropped = Vec::with_capacity(n.min(self.evictable()));
         while dropped.len() < n {
             let Some(id) = self.evictor.first() else { break };
-            let (rank, frequency) = (self.node(id).rank, self.node(id).frequency);
-            let from = dropped.len();
-            self.trim(id, n - from, &mut dropped);
-            for gone in &dropped[from..] {
-                self.evictor.evicted(rank, self.store.print(gone.page), frequency);
+            self.evict_leaf(id, n, &mut dropped);
+        }
+        dropped
+    }
+
+    /// As [`Forest::evict`], but only from the trees that `of` picks. Scans the order, so it is for a
+    /// namespace at its quota, not for every day.
+    pub fn evict_of(&mut self, n: usize, of: impl Fn(&TreeKey) -> bool) -> Vec<Dropped> {
+        let mut dropped = Vec::with_capacity(n);
+        while dropped.len() < n {
+            let is_meant = |id: &NodeId| of(&self.tree_of(*id).key);
+            let Some(id) = self.evictor.candidates().map(|(_, id)| id).find(is_meant) else { break };
+            self.evict_leaf(id, n, &mut dropped);
+        }
+        dropped
+    }
+
+    fn evict_leaf(&mut self, id: NodeId, n: usize, dropped: &mut Vec<Dropped>) {
+        let (rank, frequency) = (self.node(id).rank, self.node(id).frequency);
+        let from = dropped.len();
+        self.trim(id, n - from, dropped);
+        for gone in &dropped[from..] {
+            self.evictor.evicted(rank, self.store.print(gone.page), frequency);
+        }
+    }
+
+    /// Takes page `at` of the path of `tokens` below `root` and what lies below it, unless held.
+    pub fn cut(&mut self, root: NodeId, tokens: &[TokenId], at: usize) -> Vec<Dropped> {
+        let Some((node, within)) = self.node_of(root, tokens, at) else { return Vec::new() };
+        if within > 0 {
+            self.split(node, within);
+        }
+        let mut below = self.below(node);
+        below.sort_unstable_by(|a, b| b.cmp(a));
+        let mut dropped = Vec::new();
+        for (_, id) in below {
+            if self.node(id).is_candidate() {
+                self.trim(id, usize::MAX, &mut dropped);
             }
         }
         dropped
+    }
+
+    /// Page `at` of the path of `tokens` below `root` and all that lies below it.
+    pub fn pages_below(&self, root: NodeId, tokens: &[TokenId], at: usize) -> Vec<PageId> {
+        let Some((node, within)) = self.node_of(root, tokens, at) else { return Vec::new() };
+        let below = self.below(node).into_iter().filter(|&(_, id)| id != node);
+        let under = below.flat_map(|(_, id)| self.node(id).pages.iter().copied());
+        self.node(node).pages[within..].iter().copied().chain(under).collect()
+    }
+
+    /// The node that holds page `at` of a path, and which of its pages that is.
+    fn node_of(&self, root: NodeId, tokens: &[TokenId], at: usize) -> Option<(NodeId, usize)> {
+        let end = (at + 1) * self.store.page_tokens();
+        let reach = self.walk(root, tokens.get(..end)?, |_| {})?;
+        let node = self.node(reach.node);
+        let met = node.start as usize + reach.within;
+        (met == at + 1).then(|| (reach.node, at - node.start as usize))
+    }
+
+    /// `top` and all nodes below it, with their depths. Children are not listed anywhere, so this looks
+    /// at every node: a page that turns out wrong is rare.
+    fn below(&self, top: NodeId) -> Vec<(u32, NodeId)> {
+        let is_below = |mut at: NodeId| {
+            while at != top {
+                match self.node(at).parent {
+                    Some(parent) => at = parent,
+                    None => return false,
+                }
+            }
+            true
+        };
+        let tree = self.node(top).tree;
+        let start = self.node(top).start;
+        let in_tree = self.nodes.iter().filter(|(_, node)| node.tree == tree && node.start >= start);
+        in_tree.map(|(id, node)| (node.start, NodeId(id))).filter(|&(_, id)| is_below(id)).collect()
     }
 
     /// Drops every page that no lease holds from the trees that `of` picks, and all memory of
@@ -364,20 +433,19 @@ impl Forest {
 
     /// Takes up to `n` pages off the end of an unleased leaf, and the leaf itself when none is left.
     fn trim(&mut self, id: NodeId, n: usize, dropped: &mut Vec<Dropped>) {
-        let named = self.tree_of(id).name.is_some();
         let node = &mut self.nodes[id.0];
         assert!(node.is_candidate(), "only unleased leaves are evicted");
         let keep = node.pages.len().saturating_sub(n);
         self.pages -= node.pages.len() - keep;
         if keep == 0 {
-            self.remove(id, named, dropped);
+            self.remove(id, dropped);
         } else {
-            let gone = node.pages.split_off(keep);
-            push_dropped(&self.store, &gone, named, dropped);
+            let (gone, tree) = (node.pages.split_off(keep), node.tree);
+            push_dropped(&self.store, &gone, &self.trees[tree.0], dropped);
         }
     }
 
-    fn remove(&mut self, id: NodeId, named: bool, dropped: &mut Vec<Dropped>) {
+    fn remove(&mut self, id: NodeId, dropped: &mut Vec<Dropped>) {
         let print = self.store.print(self.node(id).pages[0]);
         let (nodes, store) = (&self.nodes, &self.store);
         let entry = self.children.entry(print, |&other| other == id, |o| store.print(nodes[o.0].pages[0]));
@@ -385,7 +453,7 @@ impl Forest {
         entry.remove();
         let node = self.nodes.remove(id.0);
         self.evictor.withdraw(node.rank, id);
-        push_dropped(&self.store, &node.pages, named, dropped);
+        push_dropped(&self.store, &node.pages, &self.trees[node.tree.0], dropped);
         let parent = node.parent.expect("a root is not evicted");
         self.nodes[parent.0].children -= 1;
         self.free_up(parent);
@@ -400,9 +468,10 @@ impl Forest {
 }
 
 /// Deepest first, as removals are told.
-fn push_dropped(store: &PageStore, pages: &[PageId], named: bool, dropped: &mut Vec<Dropped>) {
-    let name = |page| if named { store.name(page) } else { None };
-    dropped.extend(pages.iter().rev().map(|&page| Dropped { page, name: name(page) }));
+fn push_dropped(store: &PageStore, pages: &[PageId], of: &Tree, dropped: &mut Vec<Dropped>) {
+    let name = |page| of.name.and_then(|_| store.name(page));
+    let namespace = of.key.namespace;
+    dropped.extend(pages.iter().rev().map(|&page| Dropped { page, namespace, name: name(page) }));
 }
 
 #[cfg(test)]

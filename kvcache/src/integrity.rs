@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use base::PageId;
+use base::{NamespaceId, PageId};
 
 use crate::node::{Node, NodeId};
 use crate::pool::PageState;
@@ -174,8 +174,21 @@ impl Cache {
         let s = self.stats();
         let fenced = self.fences.iter().map(|(_, waiting)| waiting.pages.len()).sum();
         tally("fenced pages", s.pages_fenced, fenced)?;
+        self.check_quotas()?;
         let sum = s.pages_free + s.pages_private + s.pages_leased + s.pages_cached + s.pages_fenced;
         tally("free + private + leased + cached + fenced", s.pages_total, sum)
+    }
+
+    /// Each namespace has as many pages as its account says.
+    fn check_quotas(&self) -> Result<(), Broken> {
+        let mut counted: HashMap<NamespaceId, usize> = HashMap::new();
+        for (_, node) in self.forest.nodes().iter() {
+            *counted.entry(self.forest.trees()[node.tree.0].key.namespace).or_default() += node.pages.len();
+        }
+        for (namespace, used, _) in self.quotas.iter() {
+            tally("pages of a namespace", used, counted.remove(&namespace).unwrap_or(0))?;
+        }
+        tally("pages of namespaces without an account", 0, counted.into_values().sum())
     }
 
     /// Fingerprints and names, recomputed from the root.

@@ -1,4 +1,4 @@
-//! The device tier of the KV cache: a pool of pages, radix trees that say which tokens each page
+//! The KV cache: which tokens lie in which page of which tier. Per tier, a pool of pages, radix trees that say which tokens each page
 //! holds, leases that keep pages in place, and policies that choose what goes.
 //!
 //! ```text
@@ -29,9 +29,11 @@ mod integrity;
 mod lease;
 mod node;
 mod pool;
+mod quota;
 mod slab;
 mod stats;
 mod store;
+mod tiers;
 
 #[cfg(test)]
 extern crate self as quire_kvcache;
@@ -42,10 +44,15 @@ mod naive;
 #[path = "../tests/soak.rs"]
 mod soak;
 
-pub use cache::{Cache, OutOfPages, Published};
-pub use config::{CacheConfig, TreeKey};
+pub use cache::{Cache, ColdPath, OutOfPages, Published};
+pub use config::{CacheConfig, Departures, Naming, TreeKey};
 pub use event::{KvChange, KvEvent, Stored};
 pub use eviction::{EvictionKind, UnknownEviction};
 pub use integrity::IntegrityError;
 pub use lease::Lease;
 pub use stats::{CacheCounters, CacheStats};
+pub use tiers::{
+    ColdOrder, ColdOutcome, ColdWork, Erasure, Fault, Fetch, JournalNote, Label, LowerConfig, PageMove,
+    PrefetchEnd, PrefetchId, PurgeId, PurgeState, Reach, Scrubbed, Seal, SlotRecord, Ticket, TierCounters,
+    TierErasure, TierEvent, TierStats, Tiers, TiersConfig, UnknownWritePolicy, WritePolicy,
+};

@@ -12,6 +12,8 @@
 //! Every move asserts the state it leaves, in release too: a page freed twice would show one
 //! request's keys and values to another, and a panic costs only its step.
 
+use std::collections::HashSet;
+
 use base::PageId;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +75,19 @@ impl PagePool {
         }
         self.private += n;
         pages
+    }
+
+    /// Takes just these pages, as they are known from before a restart; all or none.
+    pub fn take_exactly(&mut self, pages: &[PageId]) -> bool {
+        let wanted: HashSet<PageId> = pages.iter().copied().collect();
+        let is_free = |page: &PageId| self.states.get(page.0 as usize) == Some(&PageState::Free);
+        if wanted.len() != pages.len() || !pages.iter().all(is_free) {
+            return false;
+        }
+        self.free.retain(|page| !wanted.contains(page));
+        pages.iter().for_each(|&page| self.shift(page, PageState::Free, PageState::Private));
+        self.private += pages.len();
+        true
     }
 
     pub fn publish(&mut self, page: PageId) {

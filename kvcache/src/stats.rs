@@ -35,6 +35,8 @@ pub struct CacheCounters {
     /// Published pages that another sequence had published before.
     pub duplicate_pages: u64,
     pub evicted_pages: u64,
+    /// Those of them that went because their namespace was at its quota.
+    pub quota_pages: u64,
     /// Pages dropped by `clear`.
     pub cleared_pages: u64,
     pub events_lost: u64,

@@ -10,4 +10,5 @@ mod model;
 mod naive;
 mod show;
 mod soak;
+mod tiers;
 mod workload;

@@ -1,0 +1,505 @@
+//! How pages travel: saved to the host, stored in cold tiers, loaded back, restored to the device.
+//!
+//! ```text
+//!            save (a step)              store (an order)
+//!   device ───────────────►  host  ───────────────────────►  nvme, object
+//!          ◄───────────────        ◄───────────────────────
+//!            restore (a step)           load (an order)
+//! ```
+
+use base::{FrameId, PageId, StepId, Tier, TokenId};
+
+use super::lower::{Lower, frame, slot};
+use super::order::{
+    ColdOrder, ColdOutcome, ColdWork, Fault, JournalNote, Label, PageMove, SlotRecord, Ticket,
+};
+use super::run::{Run, RunId};
+use super::{Tiers, WritePolicy};
+use crate::lease::Lease;
+use crate::{CacheStats, TreeKey};
+
+/// Leaves looked at in one round of write-back.
+const COLDEST: usize = 4;
+
+/// How far a prompt is held, in pages, by tier; what is on its way does not count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reach {
+    pub device: usize,
+    pub host: usize,
+    /// The cold tier that holds most, if it holds more than device and host do.
+    pub cold: Option<(Tier, usize)>,
+}
+
+impl Reach {
+    /// Pages that can be had without waiting.
+    pub fn near(&self) -> usize {
+        self.device.max(self.host)
+    }
+}
+
+/// Host pages that continue a prompt's device pages, leased until they are restored.
+#[derive(Debug)]
+pub struct Fetch {
+    lease: Lease,
+    pub frames: Vec<FrameId>,
+}
+
+/// Names a prefetch until it ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PrefetchId(pub u32);
+
+/// A prefetch is over: `arrived` of its pages can be fetched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PrefetchEnd {
+    pub id: PrefetchId,
+    pub from: Tier,
+    pub asked: usize,
+    pub arrived: usize,
+}
+
+/// Only ever grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TierCounters {
+    pub saved_pages: u64,
+    pub restored_pages: u64,
+    pub stored_pages: u64,
+    pub loaded_pages: u64,
+    /// Copies not made because too many were on their way or no place could be had.
+    pub shed_pages: u64,
+    /// Pages whose copy failed, and those of them whose bytes were wrong.
+    pub failed_pages: u64,
+    pub wrong_pages: u64,
+}
+
+/// One tier at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TierStats {
+    pub tier: Tier,
+    pub cache: CacheStats,
+}
+
+impl Tiers {
+    /// Where the pages of `tokens` lie.
+    pub fn reach(&self, key: &TreeKey, tokens: &[TokenId]) -> Reach {
+        let device = (self.device.peek(key, tokens) / self.page_tokens() as u32) as usize;
+        let held = |lower: &Lower| lower.ready_prefix(&lower.index.find(key, tokens));
+        let host = self.lower.get(&Tier::Host).map_or(0, held);
+        let cold = self.lower.values().filter(|lower| lower.tier > Tier::Host);
+        let best = cold
+            .map(|lower| (held(lower), lower.tier))
+            .max_by_key(|&(pages, tier)| (pages, std::cmp::Reverse(tier)));
+        let near = device.max(host);
+        Reach { device, host, cold: best.filter(|best| best.0 > near).map(|(pages, tier)| (tier, pages)) }
+    }
+
+    fn page_tokens(&self) -> usize {
+        self.device.config().page_tokens as usize
+    }
+
+    /// `pages` now hold all of `tokens` on the device: they are copied down if the policy says so.
+    pub fn published(&mut self, key: &TreeKey, tokens: &[TokenId], pages: &[PageId]) {
+        if self.writes(Tier::Host) == Some(WritePolicy::WriteThrough) {
+            self.save(key, tokens, pages);
+        }
+    }
+
+    /// A request uses the `pages` of `tokens`: every tier's policy hears of it.
+    pub fn used(&mut self, key: &TreeKey, tokens: &[TokenId], pages: &[PageId]) {
+        for lower in self.lower.values_mut().filter(|lower| lower.index.peek(key, tokens) > 0) {
+            let lease = lower.index.lease(key, tokens);
+            lower.index.release(lease, StepId(0));
+        }
+        let tokens = &tokens[..pages.len() * self.page_tokens()];
+        if let Some(WritePolicy::WriteThroughSelective { uses }) = self.writes(Tier::Host)
+            && self.device.frequency(key, tokens) >= uses
+        {
+            self.save(key, tokens, pages);
+        }
+        for tier in self.cold_tiers() {
+            if let Some(WritePolicy::WriteThroughSelective { uses }) = self.writes(tier)
+                && self.lower[&Tier::Host].index.frequency(key, tokens) >= uses
+            {
+                self.store(tier, key, tokens);
+            }
+        }
+    }
+
+    /// One round of write-back: where a tier is nearly full, its coldest leaves are copied down before
+    /// they are evicted.
+    pub fn settle_levels(&mut self) {
+        if self.writes(Tier::Host) == Some(WritePolicy::WriteBack) && self.device_is_low() {
+            for path in self.device.coldest(COLDEST) {
+                self.save(&path.key, &path.tokens, &path.pages);
+            }
+        }
+        for tier in self.cold_tiers() {
+            let watermark = self.lower[&tier].watermark;
+            let above = &self.lower[&Tier::Host];
+            if self.writes(tier) == Some(WritePolicy::WriteBack) && above.free_share() < watermark {
+                for path in above.index.coldest(COLDEST) {
+                    self.store(tier, &path.key, &path.tokens);
+                }
+            }
+        }
+    }
+
+    fn device_is_low(&self) -> bool {
+        let stats = self.device.stats();
+        (stats.pages_free as f32) < stats.pages_total as f32 * self.lower[&Tier::Host].watermark
+    }
+
+    fn writes(&self, tier: Tier) -> Option<WritePolicy> {
+        self.lower.get(&tier).map(|lower| lower.write)
+    }
+
+    fn cold_tiers(&self) -> Vec<Tier> {
+        self.lower.keys().copied().filter(|tier| *tier > Tier::Host).collect()
+    }
+
+    /// Orders the copy of what the host lacks of a path that is whole on the device.
+    fn save(&mut self, key: &TreeKey, tokens: &[TokenId], pages: &[PageId]) {
+        if !self.admits(key) {
+            return;
+        }
+        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, pages.len()) else {
+            return;
+        };
+        for (&page, &place) in pages[first..].iter().zip(&places) {
+            self.moves.push(PageMove::Save { page, frame: frame(place) });
+        }
+        self.counters.saved_pages += places.len() as u64;
+        let tokens = tokens[..(first + places.len()) * self.page_tokens()].to_vec();
+        let id = self.next_run();
+        self.runs.insert(id, Run::new(key, tokens, Tier::Host, to, first, places));
+    }
+
+    /// Orders the copy of what `tier` lacks of a path, as far as the host has it.
+    fn store(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId]) {
+        if !self.admits(key) || self.in_flight >= self.orders_max {
+            self.counters.shed_pages += 1;
+            return;
+        }
+        let Some(host) = self.lower.get_mut(&Tier::Host) else { return };
+        let from = host.index.hold(key, tokens);
+        let ready = host.ready_prefix(from.pages());
+        let frames: Vec<PageId> = from.pages()[..ready].to_vec();
+        let tokens = &tokens[..ready * self.page_tokens()];
+        let Some((to, first, places)) = self.make_places(tier, key, tokens, ready) else {
+            self.give_back(Tier::Host, from);
+            return;
+        };
+        let id = self.next_run();
+        for (i, (&source, &place)) in frames[first..].iter().zip(&places).enumerate() {
+            let work = ColdWork::Store { frame: frame(source), label: self.label(tier, key, place) };
+            self.orders.push(ColdOrder { ticket: Ticket::new(id, i), tier, work });
+        }
+        self.in_flight += places.len();
+        let tokens = tokens[..(first + places.len()) * self.page_tokens()].to_vec();
+        let run = Run { source: Some((Tier::Host, from)), ..Run::new(key, tokens, tier, to, first, places) };
+        self.runs.insert(id, run);
+    }
+
+    /// Loads pages of `tokens` from a cold tier into host memory, as far as that tier goes and frames
+    /// can be had. `None` if there is nothing to load or too much is on its way.
+    pub fn prefetch(&mut self, key: &TreeKey, tokens: &[TokenId], from: Tier) -> Option<PrefetchId> {
+        if !self.admits(key) || self.in_flight >= self.orders_max {
+            self.counters.shed_pages += 1;
+            return None;
+        }
+        self.cover_device_prefix(key, tokens);
+        let cold = self.lower.get_mut(&from)?;
+        let source = cold.index.lease(key, tokens);
+        let ready = cold.ready_prefix(source.pages());
+        let slots: Vec<PageId> = source.pages()[..ready].to_vec();
+        let tokens = &tokens[..ready * self.page_tokens()];
+        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, ready) else {
+            self.give_back(from, source);
+            return None;
+        };
+        let id = self.next_run();
+        for (i, (&place, &target)) in slots[first..].iter().zip(&places).enumerate() {
+            let (label, seal) = (self.label(from, key, place), self.lower[&from].seal(place));
+            let work = ColdWork::Load { frame: frame(target), label, seal };
+            self.orders.push(ColdOrder { ticket: Ticket::new(id, i), tier: from, work });
+        }
+        self.in_flight += places.len();
+        let tokens = tokens[..(first + places.len()) * self.page_tokens()].to_vec();
+        let prefetch = PrefetchId(id.0);
+        let mut run = Run::new(key, tokens, Tier::Host, to, first, places);
+        run.source = Some((from, source));
+        run.prefetch = Some(prefetch);
+        self.runs.insert(id, run);
+        Some(prefetch)
+    }
+
+    /// The host holds whole prefixes: what only the device has of this one is saved first.
+    fn cover_device_prefix(&mut self, key: &TreeKey, tokens: &[TokenId]) {
+        let pages = self.device.find(key, tokens);
+        let covered = self.lower.get(&Tier::Host).map_or(0, |host| host.index.find(key, tokens).len());
+        if pages.len() > covered {
+            let tokens = &tokens[..pages.len() * self.page_tokens()];
+            self.save(key, tokens, &pages);
+        }
+    }
+
+    /// Places in `tier` for what it lacks of a path of `pages` pages, entered into its tree, not ready:
+    /// the lease on the path, how many pages it had, and the new places.
+    fn make_places(
+        &mut self,
+        tier: Tier,
+        key: &TreeKey,
+        tokens: &[TokenId],
+        pages: usize,
+    ) -> Option<(Lease, usize, Vec<PageId>)> {
+        let lower = self.lower.get_mut(&tier)?;
+        lower.cut_doomed();
+        let mut lease = lower.index.hold(key, tokens);
+        let first = lease.pages().len();
+        let wanted = pages.saturating_sub(first);
+        if wanted == 0 {
+            lower.index.release(lease, StepId(0));
+            return None;
+        }
+        let places = lower.index.reserve(wanted.min(lower.index.available())).unwrap_or_default();
+        let entered = lower.index.publish(&mut lease, tokens, &places, StepId(0)).pages.len();
+        lower.index.free(places[entered..].to_vec(), StepId(0));
+        self.counters.shed_pages += (wanted - entered) as u64;
+        self.note_gone(tier);
+        if entered == 0 {
+            self.give_back(tier, lease);
+            return None;
+        }
+        Some((lease, first, places[..entered].to_vec()))
+    }
+
+    fn label(&self, tier: Tier, key: &TreeKey, place: PageId) -> Label {
+        let name = self.lower[&tier].name(place).expect("a namespace with cold pages has a key");
+        Label { namespace: key.namespace, generation: key.generation, name, tier, slot: slot(place) }
+    }
+
+    /// Leases the host pages that continue the first `from` pages of `tokens`; `None` if there are none.
+    pub fn fetch(&mut self, key: &TreeKey, tokens: &[TokenId], from: usize) -> Option<Fetch> {
+        let host = self.lower.get_mut(&Tier::Host)?;
+        if host.ready_prefix(&host.index.find(key, tokens)) <= from {
+            return None;
+        }
+        let lease = host.index.lease(key, tokens);
+        let ready = host.ready_prefix(lease.pages());
+        let frames = lease.pages()[from..ready].iter().copied().map(frame).collect();
+        Some(Fetch { lease, frames })
+    }
+
+    /// Orders the restore of fetched frames to `pages`, one each, in the next step.
+    pub fn restore(&mut self, fetch: Fetch, pages: &[PageId]) {
+        assert_eq!(fetch.frames.len(), pages.len(), "each frame has its page");
+        let moves = fetch.frames.iter().zip(pages);
+        self.moves.extend(moves.map(|(&frame, &page)| PageMove::Restore { frame, page }));
+        self.counters.restored_pages += pages.len() as u64;
+        self.reading.push((None, fetch.lease));
+    }
+
+    /// Gives fetched frames back unread.
+    pub fn give_up(&mut self, fetch: Fetch) {
+        self.give_back(Tier::Host, fetch.lease);
+    }
+
+    /// Whether a step must come even if nothing is to be computed.
+    pub fn has_moves(&self) -> bool {
+        !self.moves.is_empty() || self.purges.needs_step()
+    }
+
+    /// The moves that `step` does before its work, in order.
+    pub fn take_moves(&mut self, step: StepId) -> Vec<PageMove> {
+        self.runs.values_mut().filter(|run| run.source.is_none()).for_each(|run| {
+            run.step.get_or_insert(step);
+        });
+        self.reading.iter_mut().for_each(|(of, _)| {
+            of.get_or_insert(step);
+        });
+        let mut moves = std::mem::take(&mut self.moves);
+        let scrubs = self.device.drain_gone().into_iter().map(|(page, _)| PageMove::Scrub { page });
+        moves.extend(scrubs);
+        self.purges.scrubs_go_with(step);
+        moves.sort_by_key(|of| match of {
+            PageMove::Save { .. } => 0,
+            PageMove::Scrub { .. } => 1,
+            PageMove::Restore { .. } => 2,
+        });
+        moves
+    }
+
+    /// Steps up to `step` have answered: what they saved is there, what they read may go.
+    pub fn complete(&mut self, step: StepId) {
+        let is_done = |of: &Option<StepId>| of.is_some_and(|of| of <= step);
+        let (read, reading) = std::mem::take(&mut self.reading).into_iter().partition(|(of, _)| is_done(of));
+        self.reading = reading;
+        for (_, lease) in read {
+            self.give_back(Tier::Host, lease);
+        }
+        let saved: Vec<RunId> =
+            self.runs.iter().filter(|(_, run)| is_done(&run.step)).map(|(id, _)| *id).collect();
+        for id in saved {
+            let places = self.runs[&id].places.clone();
+            self.arrived(Tier::Host, &places);
+            self.runs.get_mut(&id).expect("just listed").left = 0;
+            self.finish(id);
+        }
+    }
+
+    fn arrived(&mut self, tier: Tier, places: &[PageId]) {
+        if let Some(lower) = self.lower.get_mut(&tier) {
+            places.iter().for_each(|&place| lower.arrived(place, None));
+        }
+    }
+
+    /// What other threads are to do, in order.
+    pub fn take_orders(&mut self) -> Vec<ColdOrder> {
+        std::mem::take(&mut self.orders)
+    }
+
+    /// An order was carried out, or was not. Unknown tickets are ignored: their run was given up.
+    pub fn answer(&mut self, ticket: Ticket, outcome: ColdOutcome) {
+        if self.answer_erasure(ticket, outcome) {
+            return;
+        }
+        let Some(run) = self.runs.get_mut(&ticket.run()) else { return };
+        let (index, target) = (ticket.index(), run.target);
+        let place = run.places[index];
+        run.left -= 1;
+        self.in_flight -= 1;
+        let is_last = run.left == 0;
+        let lower = self.lower.get_mut(&target).expect("a run's tier exists");
+        match outcome {
+            ColdOutcome::Stored(seal) => {
+                lower.arrived(place, Some(seal));
+                self.counters.stored_pages += 1;
+            }
+            ColdOutcome::Loaded => {
+                lower.arrived(place, None);
+                self.counters.loaded_pages += 1;
+            }
+            ColdOutcome::Failed(fault) => {
+                run.fail(index, fault);
+                self.counters.failed_pages += 1;
+                self.counters.wrong_pages += u64::from(fault == Fault::Wrong);
+            }
+            ColdOutcome::Erased { .. } => run.fail(index, Fault::Unavailable),
+        }
+        if is_last {
+            self.finish(ticket.run());
+        }
+    }
+
+    fn note_stored(&mut self, run: &Run, index: usize) {
+        let lower = &self.lower[&run.target];
+        let (at, size) = (run.first + index, self.page_tokens());
+        let place = run.places[index];
+        let Some(name) = lower.name(place) else { return };
+        self.notes.push(JournalNote::Page(SlotRecord {
+            tier: run.target,
+            slot: slot(place),
+            key: run.key.clone(),
+            parent: at.checked_sub(1).map(|before| slot(run.to.pages()[before])),
+            name,
+            seal: lower.seal(place),
+            tokens: run.tokens[at * size..(at + 1) * size].to_vec(),
+        }));
+    }
+
+    /// Every page of a run has answered: leases end, failures are cut out, copies go on.
+    pub(super) fn finish(&mut self, id: RunId) {
+        let Some(run) = self.runs.remove(&id) else { return };
+        let arrived = run.failed.unwrap_or(run.places.len());
+        if let Some(lower) = self.lower.get_mut(&run.target) {
+            lower.withdraw(&run.places[arrived..]);
+        }
+        self.tell_stored(&run, arrived);
+        if run.target > Tier::Host {
+            (0..arrived).for_each(|index| self.note_stored(&run, index));
+        }
+        let Run { key, tokens, source, target, to, first, places, failed, fault, prefetch, onward, .. } = run;
+        self.give_back(target, to);
+        let from = source.as_ref().map(|(tier, _)| *tier);
+        if let Some((tier, lease)) = source {
+            self.give_back(tier, lease);
+        }
+        if let Some(at) = failed {
+            self.cut_out(target, &key, &tokens, first + at);
+            if let (Some(tier), Some(Fault::Wrong)) = (from, fault)
+                && target == Tier::Host
+            {
+                self.cut_out(tier, &key, &tokens, first + at);
+            }
+        }
+        if let (Some(id), Some(from)) = (prefetch, from) {
+            self.ended.push(PrefetchEnd { id, from, asked: places.len(), arrived });
+        }
+        if target == Tier::Host && arrived > 0 {
+            let tokens = &tokens[..(first + arrived) * self.page_tokens()];
+            self.go_on(&key, tokens, from, onward);
+        }
+    }
+
+    /// Pages have reached host memory: write-through tiers below get them, too.
+    fn go_on(&mut self, key: &TreeKey, tokens: &[TokenId], from: Option<Tier>, onward: Option<Tier>) {
+        for tier in self.cold_tiers() {
+            let is_due = self.writes(tier) == Some(WritePolicy::WriteThrough) || onward == Some(tier);
+            if is_due && from != Some(tier) {
+                self.store(tier, key, tokens);
+            }
+        }
+    }
+
+    /// Drops page `at` of a path and what lies below it. What others still hold cannot be read any more
+    /// either, and goes when they let go.
+    fn cut_out(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId], at: usize) {
+        let Some(lower) = self.lower.get_mut(&tier) else { return };
+        lower.index.cut(key, tokens, at);
+        lower.doom(key, tokens, at);
+        self.note_gone(tier);
+    }
+
+    /// Takes note of the places that left a tier's tree.
+    pub(super) fn note_gone(&mut self, tier: Tier) {
+        let Some(lower) = self.lower.get_mut(&tier) else { return };
+        lower.cut_doomed();
+        let gone = lower.note_gone();
+        if tier > Tier::Host {
+            let drop = |(place, _)| JournalNote::Drop { tier, slot: slot(place) };
+            self.notes.extend(gone.iter().copied().map(drop));
+        }
+        self.tell_removed(tier, &gone);
+    }
+
+    /// What the journal of the cold tiers has to record, in order.
+    pub fn drain_notes(&mut self) -> Vec<JournalNote> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Prefetches that ended since the last call.
+    pub fn drain_ended(&mut self) -> Vec<PrefetchEnd> {
+        std::mem::take(&mut self.ended)
+    }
+
+    pub fn counters(&self) -> TierCounters {
+        self.counters
+    }
+
+    /// Nearest tier first.
+    pub fn tier_stats(&self) -> Vec<TierStats> {
+        let device = TierStats { tier: Tier::Device, cache: self.device.stats() };
+        let lower =
+            self.lower.values().map(|lower| TierStats { tier: lower.tier, cache: lower.index.stats() });
+        std::iter::once(device).chain(lower).collect()
+    }
+
+    /// Pages of orders without an answer.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(super) fn next_run(&mut self) -> RunId {
+        self.last_run = self.last_run.wrapping_add(1);
+        RunId(self.last_run)
+    }
+}
