@@ -1,0 +1,25 @@
+//! The bytes of the KV tiers below device memory, and what has to survive a restart with them.
+//!
+//! ```text
+//! HostArena   frames of host memory, one atomic per frame
+//! PageTier    store, load, erase between frames and slots, by message
+//!   NvmeTier    sealed slots in files: O_DIRECT, io_uring
+//! KeyRing     data keys by namespace generation; destroying one ends its pages everywhere
+//! ```
+//!
+//! Which page lies where is the cache's business; this crate moves bytes, seals them, and says what
+//! went wrong. Every failure is a typed miss.
+
+mod arena;
+mod error;
+mod job;
+mod keyring;
+mod nvme;
+mod seal;
+
+pub use arena::{ALIGN, ArenaError, FrameBusy, FrameRead, FrameWrite, HostArena, OwnedRead, OwnedWrite};
+pub use error::{OpenError, TierError};
+pub use job::{Done, DoneSink, EraseMethod, Finished, Job, PageTier, TierIoStats};
+pub use keyring::KeyRing;
+pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
+pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};

@@ -1,0 +1,4 @@
+//! Claims about the tiers' bytes, on real files.
+
+mod common;
+mod nvme;
