@@ -113,5 +113,7 @@ pub trait Backend: Send {
     fn page_scan(&self, pages: &[u32]) -> bool;
     /// The raw bytes of one page, for tiers and tests.
     fn page_read(&self, page: u32) -> Vec<u8>;
+    /// As [`Backend::page_read`], into `out`, which is as long as a page.
+    fn page_read_into(&self, page: u32, out: &mut [u8]);
     fn page_write(&mut self, page: u32, bytes: &[u8]);
 }

@@ -201,8 +201,10 @@ impl World {
         let step = self.step;
         let moves = self.tiers.take_moves(step);
         self.tiers.device.begin_step(step);
+        let mut unsaved = Vec::new();
         for page_move in moves {
             match page_move {
+                PageMove::Save { frame, .. } if self.below(40) == 0 => unsaved.push(frame),
                 PageMove::Save { page, frame } => {
                     self.frames[frame.0 as usize] = self.device[page.0 as usize].clone();
                 }
@@ -213,7 +215,7 @@ impl World {
             }
         }
         self.tiers.device.complete(step);
-        self.tiers.complete(step);
+        self.tiers.complete(step, &unsaved);
         self.tiers.scrubbed(step, &Scrubbed::default());
         self.advance_purges();
     }

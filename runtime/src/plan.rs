@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use base::{PageId, SeqId, StepId, TokenId};
+use base::{FrameId, PageId, SeqId, StepId, TokenId};
 use kernels::{Sampled, SamplingParams};
+use kvcache::{PageMove, Scrubbed};
 
 /// One step of the engine.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,8 @@ pub struct StepPlan {
     pub retire: Vec<SeqId>,
     /// Sequences that appear in `work` for the first time since they were admitted.
     pub admit: Vec<SeqStart>,
+    /// Pages copied or overwritten before the work, in order. A plan may consist of them alone.
+    pub moves: Vec<PageMove>,
     /// At most one entry a sequence.
     pub work: Vec<Work>,
 }
@@ -97,7 +100,19 @@ pub struct StepResult {
     pub id: StepId,
     /// In the order of the plan's work; one entry per work item.
     pub rows: Vec<RowResult>,
-    /// Time the executor spent, for the planner's time budget.
+    pub moved: Moved,
+    /// Time the executor spent, for the planner's time budget; without the moves.
+    pub took_ns: u64,
+}
+
+/// What became of a step's moves.
+#[derive(Clone, Debug, Default)]
+pub struct Moved {
+    /// Frames that could not be written.
+    pub unsaved: Vec<FrameId>,
+    pub scrubbed: Scrubbed,
+    /// Copied either way.
+    pub bytes: u64,
     pub took_ns: u64,
 }
 

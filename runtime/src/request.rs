@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{AdapterId, Generation, NamespaceId, Nanos, Priority, RequestId, TokenId};
+use base::{AdapterId, NamespaceId, Nanos, Priority, RequestId, TokenId};
 use kernels::{Sampled, SamplingParams};
 
 /// One sequence to generate. A request with `n` choices is `n` of these: the radix tree and in-flight
@@ -27,7 +27,6 @@ pub struct Request {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tenant {
     pub namespace: NamespaceId,
-    pub generation: Generation,
     pub adapter: AdapterId,
     /// `cache_salt`.
     pub salt: Vec<u8>,
@@ -50,6 +49,8 @@ pub enum Refusal {
     Expired,
     #[error("the server is draining")]
     Draining,
+    #[error("the cache of this request's namespace was purged while it ran")]
+    Purged,
     #[error("the engine failed: {0}")]
     Engine(String),
 }
@@ -65,6 +66,7 @@ impl Refusal {
             Refusal::Overloaded { .. } => "overloaded",
             Refusal::Expired => "expired_before_start",
             Refusal::Draining => "draining",
+            Refusal::Purged => "purged",
             Refusal::Engine(_) => "engine",
         }
     }

@@ -31,6 +31,13 @@ stats! {
     /// Tokens looked up in the prefix cache, and how many of them hit.
     prefix_query_tokens,
     prefix_hit_tokens,
+    /// Those of the hits that were restored from host memory.
+    host_hit_tokens,
+    /// Loads from cold tiers begun, not begun because computing is faster, and given up waiting for.
+    prefetches,
+    prefetch_declined,
+    prefetch_timeouts,
+    prefetched_pages,
     prompt_tokens,
     generation_tokens,
     /// Prompt tokens actually computed (not served from cache).

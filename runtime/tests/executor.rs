@@ -28,7 +28,7 @@ fn start() -> Running {
 
 impl Running {
     fn submit(&mut self, id: u64, admit: Vec<SeqStart>, work: Vec<Work>) {
-        self.executor.submit(StepPlan { id: StepId(id), retire: vec![], admit, work });
+        self.executor.submit(StepPlan { id: StepId(id), retire: vec![], admit, moves: vec![], work });
     }
     fn result(&self) -> Result<StepResult, StepError> {
         self.results.recv().expect("every step answers")

@@ -264,6 +264,9 @@ impl Backend for CpuBackend {
     fn page_read(&self, page: u32) -> Vec<u8> {
         self.pages().page(page).to_vec()
     }
+    fn page_read_into(&self, page: u32, out: &mut [u8]) {
+        out.copy_from_slice(self.pages().page(page));
+    }
     fn page_write(&mut self, page: u32, bytes: &[u8]) {
         self.pages_mut().page_mut(page).copy_from_slice(bytes);
     }

@@ -278,6 +278,9 @@ impl Backend for ReferenceBackend {
     fn page_read(&self, page: u32) -> Vec<u8> {
         bytemuck::cast_slice(self.pool().page(page as usize)).to_vec()
     }
+    fn page_read_into(&self, page: u32, out: &mut [u8]) {
+        out.copy_from_slice(bytemuck::cast_slice(self.pool().page(page as usize)));
+    }
     fn page_write(&mut self, page: u32, bytes: &[u8]) {
         let page = self.pool_mut().page_mut(page as usize);
         assert_eq!(bytes.len(), size_of_val(page), "the bytes of one page");

@@ -92,6 +92,13 @@ impl Tiers {
         Reach { device, host, cold: best.filter(|best| best.0 > near).map(|(pages, tier)| (tier, pages)) }
     }
 
+    /// Pages of `tokens` that can be had without waiting.
+    pub fn near(&self, key: &TreeKey, tokens: &[TokenId]) -> usize {
+        let device = (self.device.peek(key, tokens) / self.page_tokens() as u32) as usize;
+        let held = |lower: &Lower| lower.ready_prefix(&lower.index.find(key, tokens));
+        device.max(self.lower.get(&Tier::Host).map_or(0, held))
+    }
+
     fn page_tokens(&self) -> usize {
         self.device.config().page_tokens as usize
     }
@@ -175,7 +182,10 @@ impl Tiers {
 
     /// Orders the copy of what `tier` lacks of a path, as far as the host has it.
     fn store(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId]) {
-        if !self.admits(key) || self.in_flight >= self.orders_max {
+        if !self.admits(key) || !self.keys.contains_key(&key.namespace) {
+            return;
+        }
+        if self.in_flight >= self.orders_max {
             self.counters.shed_pages += 1;
             return;
         }
@@ -251,8 +261,8 @@ impl Tiers {
         tokens: &[TokenId],
         pages: usize,
     ) -> Option<(Lease, usize, Vec<PageId>)> {
+        self.note_gone(tier);
         let lower = self.lower.get_mut(&tier)?;
-        lower.cut_doomed();
         let mut lease = lower.index.hold(key, tokens);
         let first = lease.pages().len();
         let wanted = pages.saturating_sub(first);
@@ -328,8 +338,9 @@ impl Tiers {
         moves
     }
 
-    /// Steps up to `step` have answered: what they saved is there, what they read may go.
-    pub fn complete(&mut self, step: StepId) {
+    /// Steps up to `step` have answered: what they saved is there, but for the `unsaved` frames, and what
+    /// they read may go.
+    pub fn complete(&mut self, step: StepId, unsaved: &[FrameId]) {
         let is_done = |of: &Option<StepId>| of.is_some_and(|of| of <= step);
         let (read, reading) = std::mem::take(&mut self.reading).into_iter().partition(|(of, _)| is_done(of));
         self.reading = reading;
@@ -339,9 +350,14 @@ impl Tiers {
         let saved: Vec<RunId> =
             self.runs.iter().filter(|(_, run)| is_done(&run.step)).map(|(id, _)| *id).collect();
         for id in saved {
-            let places = self.runs[&id].places.clone();
+            let run = self.runs.get_mut(&id).expect("just listed");
+            run.left = 0;
+            if let Some(at) = run.places.iter().position(|&place| unsaved.contains(&frame(place))) {
+                run.fail(at, Fault::Unavailable);
+                self.counters.failed_pages += 1;
+            }
+            let places = run.places.clone();
             self.arrived(Tier::Host, &places);
-            self.runs.get_mut(&id).expect("just listed").left = 0;
             self.finish(id);
         }
     }

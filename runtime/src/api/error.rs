@@ -155,6 +155,7 @@ impl From<Refusal> for ApiError {
             Refusal::Overloaded { .. } => Self::overloaded(message),
             Refusal::Expired => Self::unavailable(message, "expired_before_start"),
             Refusal::Draining => Self::unavailable(message, "draining"),
+            Refusal::Purged => Self::unavailable(message, "purged"),
             Refusal::Engine(_) => Self::unavailable(message, "engine"),
         }
     }

@@ -7,13 +7,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base::{Clock, SeqId, TokenId};
-use kernels::{Batch, History, SampleRow, Sampled, SamplingParams, SeqSpan};
+use base::{Clock, PageId, SeqId, TokenId};
+use kernels::{Backend, Batch, History, SampleRow, Sampled, SamplingParams, SeqSpan};
+
+use transfer::HostArena;
 
 use super::ExecutorShape;
+use super::moves::{PageBytes, carry_out};
 use super::threaded::{StepModel, ThreadedExecutor};
 use crate::model::{Loaded, ModelError};
-use crate::plan::{Draw, Input, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
+use crate::plan::{Draw, Input, Moved, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
 
 /// Steps that may be in flight: one runs, one waits.
 const DEPTH: usize = 2;
@@ -28,11 +31,12 @@ pub struct CpuModel {
     loaded: Loaded,
     /// Bounded by the plans: a sequence leaves when a plan retires it.
     sequences: HashMap<SeqId, Sequence>,
+    host: Option<Arc<HostArena>>,
 }
 
 impl CpuModel {
     pub fn new(loaded: Loaded) -> Self {
-        Self { loaded, sequences: HashMap::new() }
+        Self { loaded, sequences: HashMap::new(), host: None }
     }
 
     fn admit(&mut self, start: &SeqStart) {
@@ -100,6 +104,7 @@ impl StepModel for CpuModel {
             positions_max: model.positions as u32,
             model: *digest,
             layout: *layout,
+            page_bytes: kv.page_bytes(),
         }
     }
 
@@ -119,8 +124,38 @@ impl StepModel for CpuModel {
         result
     }
 
+    fn attach_host(&mut self, host: Arc<HostArena>) {
+        self.host = Some(host);
+    }
+
+    fn move_pages(&mut self, plan: &StepPlan) -> Moved {
+        let page_bytes = self.loaded.kv.page_bytes();
+        let mut pages = Pool(&mut *self.loaded.backend);
+        carry_out(&plan.moves, &mut pages, page_bytes, self.host.as_deref())
+    }
+
     fn reset(&mut self) {
         self.sequences.clear();
+        let pages: Vec<u32> = (0..self.loaded.kv.pages as u32).collect();
+        self.loaded.backend.page_zero(&pages);
+    }
+}
+
+/// The backend's page pool.
+struct Pool<'a>(&'a mut dyn Backend);
+
+impl PageBytes for Pool<'_> {
+    fn read(&self, page: PageId, out: &mut [u8]) {
+        self.0.page_read_into(page.0, out);
+    }
+    fn write(&mut self, page: PageId, bytes: &[u8]) {
+        self.0.page_write(page.0, bytes);
+    }
+    fn zero(&mut self, page: PageId) {
+        self.0.page_zero(&[page.0]);
+    }
+    fn is_zero(&self, page: PageId) -> bool {
+        self.0.page_scan(&[page.0])
     }
 }
 

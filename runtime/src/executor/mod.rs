@@ -5,10 +5,14 @@
 //! that runs the model), `Sim` (a function of the tokens, no model), later `Cuda`.
 
 pub mod cpu;
+mod moves;
 pub mod sim;
 pub mod threaded;
 
+use std::sync::Arc;
+
 use base::StepId;
+use transfer::HostArena;
 
 use crate::plan::{StepPlan, StepResult};
 
@@ -54,6 +58,8 @@ pub struct ExecutorShape {
     /// Identifies the arithmetic (weights, config, layout) in page names.
     pub model: base::ModelDigest,
     pub layout: [u8; 32],
+    /// Bytes of one page, as it is copied to other tiers.
+    pub page_bytes: usize,
 }
 
 /// Runs steps.
@@ -61,11 +67,13 @@ pub trait Executor: Send {
     fn shape(&self) -> ExecutorShape;
     /// Where results go from now on; called once before the first `submit`.
     fn connect(&mut self, sink: Sink);
+    /// Where moves between device and host go; called before the first plan that has any.
+    fn attach_host(&mut self, host: Arc<HostArena>);
     /// Steps that may be in flight at once (1 = no overlap, 2 = plan while executing).
     fn depth(&self) -> usize;
     /// Queues a step. Never blocks; steps run in order. After an error on a step, every later step
     /// fails with [`StepError::Gone`] until [`Executor::restart`].
     fn submit(&mut self, plan: StepPlan);
-    /// After a failed step: drops per-sequence state and comes back with an empty KV pool.
+    /// After a failed step: drops per-sequence state and comes back with a KV pool of zeros.
     fn restart(&mut self) -> Result<(), RestartError>;
 }

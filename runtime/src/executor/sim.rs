@@ -14,9 +14,12 @@ use std::sync::Arc;
 use base::{CounterRng, ModelDigest, PageId, SeqId, StepId, TokenId};
 use kernels::{Sampled, SamplingParams};
 
+use transfer::HostArena;
+
 use super::ExecutorShape;
+use super::moves::{PageBytes, carry_out};
 use super::threaded::StepModel;
-use crate::plan::{Draw, Input, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
+use crate::plan::{Draw, Input, Moved, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
 
 /// Whether every step checks the pages it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,7 @@ impl SimConfig {
             positions_max: 32_768,
             model: ModelDigest([0x51; 32]),
             layout: [page_tokens as u8; 32],
+            page_bytes: page_tokens as usize * size_of::<u64>(),
         };
         Self { shape, verify: Verify::On, draws: 0..vocab, faults: Vec::new() }
     }
@@ -57,6 +61,7 @@ pub struct SimModel {
     config: SimConfig,
     slots: Vec<u64>,
     seqs: HashMap<SeqId, SimSeq>,
+    host: Option<Arc<HostArena>>,
 }
 
 struct SimSeq {
@@ -70,7 +75,7 @@ struct SimSeq {
 impl SimModel {
     pub fn new(config: SimConfig) -> Self {
         let slots = vec![0; (config.shape.pages * config.shape.page_tokens) as usize];
-        Self { config, slots, seqs: HashMap::new() }
+        Self { config, slots, seqs: HashMap::new(), host: None }
     }
 
     /// The token that `params` draws after `tokens`; what a test expects.
@@ -130,7 +135,17 @@ impl StepModel for SimModel {
             self.admit(start);
         }
         let rows = plan.work.iter().map(|work| self.work(work)).collect();
-        StepResult { id: plan.id, rows, took_ns: 0 }
+        StepResult { id: plan.id, rows, ..StepResult::default() }
+    }
+
+    fn attach_host(&mut self, host: Arc<HostArena>) {
+        self.host = Some(host);
+    }
+
+    fn move_pages(&mut self, plan: &StepPlan) -> Moved {
+        let (bytes, page_tokens) = (self.config.shape.page_bytes, self.config.shape.page_tokens as usize);
+        let mut pool = Pool { slots: &mut self.slots, page_tokens };
+        carry_out(&plan.moves, &mut pool, bytes, self.host.as_deref())
     }
 
     fn reset(&mut self) {
@@ -165,7 +180,29 @@ struct Pool<'a> {
     page_tokens: usize,
 }
 
+impl PageBytes for Pool<'_> {
+    fn read(&self, page: PageId, out: &mut [u8]) {
+        out.copy_from_slice(bytemuck::cast_slice(&self.slots[self.range(page)]));
+    }
+    fn write(&mut self, page: PageId, bytes: &[u8]) {
+        let range = self.range(page);
+        self.slots[range].copy_from_slice(bytemuck::cast_slice(bytes));
+    }
+    fn zero(&mut self, page: PageId) {
+        let range = self.range(page);
+        self.slots[range].fill(0);
+    }
+    fn is_zero(&self, page: PageId) -> bool {
+        self.slots[self.range(page)].iter().all(|&slot| slot == 0)
+    }
+}
+
 impl Pool<'_> {
+    fn range(&self, page: PageId) -> Range<usize> {
+        let start = page.0 as usize * self.page_tokens;
+        start..start + self.page_tokens
+    }
+
     fn slot(&mut self, pages: &[PageId], position: usize) -> &mut u64 {
         let page = pages[position / self.page_tokens].0 as usize;
         &mut self.slots[page * self.page_tokens + position % self.page_tokens]

@@ -9,21 +9,27 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use base::Clock;
+use transfer::HostArena;
 
 use super::{Executor, ExecutorShape, RestartError, Sink, StepError};
-use crate::plan::{StepPlan, StepResult};
+use crate::plan::{Moved, StepPlan, StepResult};
 
 /// Runs one step at a time; may panic.
 pub trait StepModel: Send + 'static {
     fn shape(&self) -> ExecutorShape;
     /// Computes `plan`. `took_ns` of the result is filled in by the caller.
     fn forward(&mut self, plan: &StepPlan) -> StepResult;
-    /// Forgets every sequence; page contents become undefined.
+    /// Where the plan's moves between device and host go.
+    fn attach_host(&mut self, host: Arc<HostArena>);
+    /// Carries out the plan's moves, before `forward`. `took_ns` is filled in by the caller.
+    fn move_pages(&mut self, plan: &StepPlan) -> Moved;
+    /// Forgets every sequence and overwrites every page with zeros.
     fn reset(&mut self);
 }
 
 enum Command {
     Connect(Sink),
+    AttachHost(Arc<HostArena>),
     Step(StepPlan),
     Reset(SyncSender<()>),
 }
@@ -60,6 +66,10 @@ impl Executor for ThreadedExecutor {
         let _ = self.commands.send(Command::Connect(sink));
     }
 
+    fn attach_host(&mut self, host: Arc<HostArena>) {
+        let _ = self.commands.send(Command::AttachHost(host));
+    }
+
     fn depth(&self) -> usize {
         self.depth
     }
@@ -88,6 +98,7 @@ impl<M: StepModel> Worker<M> {
         while let Ok(command) = inbox.recv() {
             match command {
                 Command::Connect(sink) => self.sink = Some(sink),
+                Command::AttachHost(host) => self.model.attach_host(host),
                 Command::Step(plan) => {
                     let outcome = self.step(&plan);
                     if let Some(sink) = &self.sink {
@@ -108,10 +119,17 @@ impl<M: StepModel> Worker<M> {
             return Err(StepError::Gone { step: plan.id });
         }
         let begun = self.clock.now();
+        let mut moving_ns = 0;
         // Unwind safety: after a panic nothing of the model is used until `reset` has run.
-        match catch_unwind(AssertUnwindSafe(|| self.model.forward(plan))) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let moved = self.model.move_pages(plan);
+            moving_ns = self.clock.now().since(begun).as_nanos() as u64;
+            StepResult { moved, ..self.model.forward(plan) }
+        }));
+        match outcome {
             Ok(mut result) => {
-                result.took_ns = self.clock.now().since(begun).as_nanos() as u64;
+                result.moved.took_ns = moving_ns;
+                result.took_ns = self.clock.now().since(begun).as_nanos() as u64 - moving_ns;
                 Ok(result)
             }
             Err(payload) => {

@@ -156,6 +156,7 @@ mod tests {
             positions_max: 128,
             model: base::ModelDigest([0; 32]),
             layout: [0; 32],
+            page_bytes: 4096,
         };
         render(prefixes, "m\"1", &server, Some((&stats, &shape)))
     }

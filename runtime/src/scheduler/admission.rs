@@ -5,11 +5,11 @@
 //! priority goes back to the queue. Its computed pages stay in the tree: coming back costs a lookup
 //! unless someone needed them.
 
-use base::{Nanos, SeqId};
-use kvcache::TreeKey;
+use base::{Nanos, PageId, SeqId};
+use kvcache::{Lease, TreeKey};
 
 use super::resident::Resident;
-use super::sharing::{PrefixHash, page_hashes};
+use super::sharing::{Owner, PrefixHash, page_hashes};
 use super::{Place, PrefixCache, Scheduler, Stream};
 use crate::request::{Event, Refusal};
 use crate::stats::EngineStats;
@@ -38,6 +38,7 @@ impl Scheduler {
     /// Admits the next request that can run, setting aside those that share a prefix in the making.
     pub(super) fn admit_next(&mut self, now: Nanos) -> Option<SeqId> {
         loop {
+            self.promote_head(now);
             match self.judge_head()? {
                 Verdict::Admit { key, hashes } => return self.admit_head(key, &hashes, now),
                 Verdict::Wait(hash) => {
@@ -57,8 +58,13 @@ impl Scheduler {
         let key = self.tree_key(stream);
         let reusable = self.reusable(stream);
         let hashes = page_hashes(&key, reusable, self.shape.page_tokens);
-        let held = (self.cache.peek(&key, reusable) / self.shape.page_tokens) as usize;
+        let held = (self.tiers.device.peek(&key, reusable) / self.shape.page_tokens) as usize;
         if let Some(hash) = self.computing.shared_run(&hashes[held..]) {
+            return Some(Verdict::Wait(hash));
+        }
+        // Pages that the host holds are as good as here; what follows them may be on its way.
+        let near = self.tiers.near(&key, reusable);
+        if let Some(hash) = hashes.get(near..).and_then(|after| self.computing.shared_run(after)) {
             return Some(Verdict::Wait(hash));
         }
         Some(Verdict::Admit { key, hashes })
@@ -70,32 +76,50 @@ impl Scheduler {
 
     fn admit_head(&mut self, key: TreeKey, hashes: &[PrefixHash], now: Nanos) -> Option<SeqId> {
         let stream = self.queue.head()?;
-        let lease = self.cache.lease(&key, self.reusable(stream));
+        let lease = self.tiers.device.lease(&key, self.reusable(stream));
         let pages = stream.tokens.len().div_ceil(self.shape.page_tokens as usize);
         let needed = pages - lease.pages().len();
         // One page of room for each running sequence, so that newcomers do not push them out at once.
         let room = needed + self.running.len();
-        if self.cache.available() < room {
-            self.cache.release(lease, self.fence());
+        if self.tiers.device.available() < room {
+            self.tiers.device.release(lease, self.fence());
             return None;
         }
-        let Ok(private) = self.cache.reserve(needed) else {
-            self.cache.release(lease, self.fence());
+        let Ok(private) = self.tiers.device.reserve(needed) else {
+            self.tiers.device.release(lease, self.fence());
             return None;
         };
         let stream = self.queue.pop()?;
         self.last_seq = SeqId(self.last_seq.0 + 1);
-        self.count_lookup(&stream, lease.tokens());
-        let mut resident = Resident::new(self.last_seq, stream, lease, private);
+        let restored = self.restore(&key, &stream, &lease, &private);
+        self.count_lookup(&stream, lease.tokens(), restored);
+        let reusable = self.reusable(&stream);
+        self.tiers.used(&key, reusable, lease.pages());
+        let mut resident = Resident::new(self.last_seq, key, stream, lease, private, restored);
         resident.stream.start(resident.applied, now);
-        resident.claims = hashes[(resident.applied / self.shape.page_tokens) as usize..].to_vec();
-        self.computing.claim(self.last_seq, &resident.claims);
+        resident.claims = hashes[resident.lease.pages().len()..].to_vec();
+        self.computing.claim(Owner::Sequence(self.last_seq), &resident.claims);
         self.places.insert(resident.stream.id(), Place::Running(self.last_seq));
         self.running.insert(self.last_seq, resident);
         Some(self.last_seq)
     }
 
-    fn count_lookup(&self, stream: &Stream, cached: u32) {
+    /// Orders the restore of what the host holds after the lease's pages; answers with its tokens.
+    fn restore(&mut self, key: &TreeKey, stream: &Stream, lease: &Lease, private: &[PageId]) -> u32 {
+        let reusable = self.reusable(stream);
+        let Some(fetch) = self.tiers.fetch(key, reusable, lease.pages().len()) else { return 0 };
+        let pages = fetch.frames.len();
+        if !self.is_copy_worth(pages) {
+            self.tiers.give_up(fetch);
+            return 0;
+        }
+        self.tiers.restore(fetch, &private[..pages]);
+        pages as u32 * self.shape.page_tokens
+    }
+
+    fn count_lookup(&self, stream: &Stream, leased: u32, restored: u32) {
+        let cached = leased + restored;
+        EngineStats::add(&self.stats.host_hit_tokens, u64::from(restored));
         EngineStats::add(&self.stats.prefix_query_tokens, stream.tokens.len() as u64);
         EngineStats::add(&self.stats.prefix_hit_tokens, u64::from(cached));
         if !stream.has_started() {
@@ -103,18 +127,18 @@ impl Scheduler {
         }
     }
 
-    fn tree_key(&self, stream: &Stream) -> TreeKey {
+    pub(super) fn tree_key(&self, stream: &Stream) -> TreeKey {
         let tenant = &stream.request.tenant;
         TreeKey {
             namespace: tenant.namespace,
-            generation: tenant.generation,
+            generation: self.generation(tenant.namespace),
             model: self.shape.model,
             adapter: tenant.adapter,
             salt: tenant.salt.clone(),
         }
     }
 
-    fn reusable<'a>(&self, stream: &'a Stream) -> &'a [u32] {
+    pub(super) fn reusable<'a>(&self, stream: &'a Stream) -> &'a [u32] {
         match self.config.prefix_cache {
             PrefixCache::On => stream.reusable(),
             PrefixCache::Off => &[],
@@ -126,7 +150,7 @@ impl Scheduler {
     pub(super) fn yield_to_priority(&mut self) {
         let Some(head) = self.queue.head() else { return };
         let pages = head.tokens.len().div_ceil(self.shape.page_tokens as usize);
-        let is_full = self.running.len() >= self.seats() || self.cache.available() < pages;
+        let is_full = self.running.len() >= self.seats() || self.tiers.device.available() < pages;
         let Some(worst) = self.least_important() else { return };
         if is_full && head.request.priority < self.running[&worst].stream.request.priority {
             self.preempt(worst);
@@ -159,15 +183,15 @@ impl Scheduler {
     fn dissolve(&mut self, seq: SeqId) -> Option<Stream> {
         let resident = self.running.remove(&seq)?;
         self.retire.push(seq);
-        for hash in self.computing.release(seq, &resident.claims[resident.settled..]) {
+        for hash in self.computing.release(Owner::Sequence(seq), &resident.claims[resident.settled..]) {
             self.queue.wake(hash);
         }
         let (stream, lease, private) = resident.dissolve();
         let fence = self.fence();
-        self.cache.release(lease, fence);
-        self.cache.free(private, fence);
+        self.tiers.device.release(lease, fence);
+        self.tiers.device.free(private, fence);
         if self.flights.is_empty() {
-            self.cache.complete(fence);
+            self.tiers.device.complete(fence);
         }
         Some(stream)
     }
@@ -181,12 +205,12 @@ impl Scheduler {
             if missing == 0 {
                 return true;
             }
-            if let Ok(pages) = self.cache.reserve(missing) {
+            if let Ok(pages) = self.tiers.device.reserve(missing) {
                 resident.add_pages(pages);
                 return true;
             }
             // Pages on their way back are waited for; nobody is preempted for them.
-            if self.cache.stats().pages_fenced >= missing {
+            if self.tiers.device.stats().pages_fenced >= missing {
                 return false;
             }
             let Some(victim) = self.least_important() else { return false };

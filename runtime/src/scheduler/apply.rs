@@ -3,6 +3,7 @@
 
 use base::SeqId;
 
+use super::sharing::Owner;
 use super::{FlightRow, PrefixCache, Scheduler};
 use crate::plan::{RowResult, StepResult};
 use crate::request::{Event, Finish};
@@ -20,10 +21,13 @@ impl Scheduler {
         let Some(flight) = self.flights.pop_front() else { return };
         assert_eq!(flight.rows.len(), result.rows.len(), "a step answers every row");
         self.learn_rate(flight.tokens, result.took_ns);
+        self.promotions.learn_copy(&result.moved);
         for (row, answer) in flight.rows.iter().zip(result.rows) {
             self.apply_row(*row, answer);
         }
-        self.cache.complete(flight.id);
+        self.tiers.device.complete(flight.id);
+        self.tiers.complete(flight.id, &result.moved.unsaved);
+        self.tiers.scrubbed(flight.id, &result.moved.scrubbed);
         EngineStats::add(&self.stats.steps, 1);
         EngineStats::add(&self.stats.step_ns, result.took_ns);
     }
@@ -59,12 +63,16 @@ impl Scheduler {
         let Some(tokens) = resident.publishable(page_tokens) else { return };
         let pages = resident.unpublished(tokens, page_tokens).to_vec();
         let known = &resident.stream.tokens[..tokens as usize];
-        let published = self.cache.publish(&mut resident.lease, known, &pages, fence);
-        resident.adopt(&published.pages);
+        if self.tiers.admits(&resident.key) {
+            let published = self.tiers.device.publish(&mut resident.lease, known, &pages, fence);
+            resident.adopt(&published.pages);
+            let known = &resident.stream.tokens[..resident.lease.tokens() as usize];
+            self.tiers.published(&resident.key, known, resident.lease.pages());
+        }
         let settled = resident.settled;
         resident.settled = resident.claims.len().min(settled + pages.len());
         let done = &resident.claims[settled..resident.settled];
-        for hash in self.computing.release(seq, done) {
+        for hash in self.computing.release(Owner::Sequence(seq), done) {
             self.queue.wake(hash);
         }
     }

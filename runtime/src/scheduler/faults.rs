@@ -5,7 +5,7 @@
 
 use base::SeqId;
 
-use super::{Place, Scheduler, new_cache};
+use super::{Place, Scheduler};
 use crate::executor::StepError;
 use crate::request::{Event, Refusal};
 use crate::stats::EngineStats;
@@ -16,7 +16,7 @@ impl Scheduler {
         let Some(flight) = self.flights.iter().find(|f| f.id == error.step()) else { return false };
         let failed: Vec<SeqId> = flight.rows.iter().map(|row| row.seq).collect();
         self.flights.clear();
-        self.cache.complete(self.last_step);
+        self.tiers.device.complete(self.last_step);
         for seq in failed {
             self.finish(seq, Event::Failed(Refusal::Engine(error.to_string())));
         }
@@ -35,8 +35,9 @@ impl Scheduler {
         }
         self.queue.wake_all();
         self.computing.clear();
+        self.promotions.clear();
         self.retire.clear();
-        self.cache = new_cache(&self.config, &self.shape);
+        self.tiers.reset_device();
         EngineStats::add(&self.stats.executor_restarts, 1);
     }
 }

@@ -21,6 +21,7 @@ mod apply;
 pub(crate) mod driver;
 mod faults;
 mod planner;
+mod promotion;
 mod queue;
 mod resident;
 mod sharing;
@@ -32,15 +33,19 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId};
-use kvcache::{Cache, CacheConfig, EvictionKind, IntegrityError};
+use base::{Generation, NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId};
+use kvcache::{
+    CacheConfig, EvictionKind, IntegrityError, LowerConfig, PurgeId, PurgeState, Tiers, TiersConfig,
+};
 
 use crate::executor::ExecutorShape;
 use crate::request::{Event, Finish, Refusal};
 use crate::stats::EngineStats;
+use promotion::Promotions;
+pub use promotion::{PrefetchPolicy, UnknownPrefetchPolicy};
 use queue::WaitQueue;
 use resident::Resident;
-use sharing::Computing;
+use sharing::{Computing, Owner};
 pub(crate) use stream::{Stream, Submission};
 
 /// Policy knobs of one replica.
@@ -63,6 +68,11 @@ pub struct SchedulerConfig {
     pub stall_after: Duration,
     /// Names this replica's pages; from the node's key file, or drawn at start.
     pub namespace_key: NamespaceKey,
+    /// Tiers below the device, nearest first.
+    pub tiers: Vec<LowerConfig>,
+    pub prefetch: PrefetchPolicy,
+    /// Page names that may wait for a reader of events; 0 turns events off.
+    pub events_max: usize,
 }
 
 impl Default for SchedulerConfig {
@@ -77,6 +87,9 @@ impl Default for SchedulerConfig {
             step_budget: Duration::from_millis(200),
             stall_after: Duration::from_secs(120),
             namespace_key: NamespaceKey([0; 32]),
+            tiers: Vec::new(),
+            prefetch: PrefetchPolicy::default(),
+            events_max: 0,
         }
     }
 }
@@ -85,6 +98,16 @@ impl Default for SchedulerConfig {
 pub enum PrefixCache {
     On,
     Off,
+}
+
+/// What a purge does with requests that run in the generation it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PurgeRunning {
+    /// They finish; the purge is done when they are.
+    #[default]
+    Wait,
+    /// They fail with [`Refusal::Purged`].
+    Cancel,
 }
 
 /// Where a request is, so that an abort finds it.
@@ -117,7 +140,10 @@ pub struct Scheduler {
     config: SchedulerConfig,
     shape: ExecutorShape,
     stats: Arc<EngineStats>,
-    cache: Cache,
+    tiers: Tiers,
+    /// Of namespaces that have been purged; all others are in their first.
+    generations: HashMap<NamespaceId, Generation>,
+    promotions: Promotions,
     running: BTreeMap<SeqId, Resident>,
     queue: WaitQueue,
     computing: Computing,
@@ -133,13 +159,15 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub fn new(config: SchedulerConfig, shape: ExecutorShape, stats: Arc<EngineStats>) -> Self {
-        let cache = new_cache(&config, &shape);
+        let tiers = new_tiers(&config, &shape);
         EngineStats::put(&stats.pages_total, u64::from(shape.pages));
         Self {
             config,
             shape,
             stats,
-            cache,
+            tiers,
+            generations: HashMap::new(),
+            promotions: Promotions::default(),
             running: BTreeMap::new(),
             queue: WaitQueue::default(),
             computing: Computing::default(),
@@ -156,7 +184,9 @@ impl Scheduler {
     /// Takes a request that `Engine::submit` has checked and counted.
     pub(crate) fn submit(&mut self, submission: Submission) {
         self.arrivals += 1;
-        let stream = Stream::new(submission, self.arrivals);
+        let now = submission.arrived;
+        let mut stream = Stream::new(submission, self.arrivals);
+        self.promote(&mut stream, now);
         self.places.insert(stream.id(), Place::Queued);
         self.queue.push(stream);
     }
@@ -185,13 +215,56 @@ impl Scheduler {
         }
     }
 
+    /// A namespace's key, and the generation it is in.
+    pub fn register_namespace(&mut self, id: NamespaceId, key: NamespaceKey, generation: Generation) {
+        self.tiers.register_namespace(id, key);
+        if generation > Generation(0) {
+            self.generations.insert(id, generation);
+        }
+    }
+
+    pub(super) fn generation(&self, namespace: NamespaceId) -> Generation {
+        self.generations.get(&namespace).copied().unwrap_or_default()
+    }
+
+    /// Begins to forget a namespace: it is in a new generation from now on, and what runs in the old one
+    /// is waited for or cancelled.
+    pub fn purge(&mut self, namespace: NamespaceId, running: PurgeRunning) -> (PurgeId, Generation) {
+        let old = self.generation(namespace);
+        self.generations.insert(namespace, Generation(old.0 + 1));
+        let id = self.tiers.purge(namespace, old);
+        if running == PurgeRunning::Cancel {
+            let of = |r: &&Resident| r.key.namespace == namespace && r.key.generation <= old;
+            let seqs: Vec<SeqId> = self.running.values().filter(of).map(|r| r.seq).collect();
+            for seq in seqs {
+                self.finish(seq, Event::Failed(Refusal::Purged));
+            }
+        }
+        (id, old)
+    }
+
+    /// How far a purge is; a finished one is forgotten by this call.
+    pub fn purge_state(&mut self, id: PurgeId) -> Option<PurgeState> {
+        self.tiers.purge_state(id)
+    }
+
     /// Drops every cached page that no sequence uses.
     pub fn clear_cache(&mut self) -> usize {
-        self.cache.clear(|_| true)
+        self.tiers.device.clear(|_| true)
     }
 
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.queue.is_empty() && self.flights.is_empty()
+        self.running.is_empty()
+            && self.queue.is_empty()
+            && self.flights.is_empty()
+            && !self.tiers.has_moves()
+            && !self.tiers.is_purging()
+    }
+
+    /// Steps planned so far.
+    #[cfg(test)]
+    pub fn steps(&self) -> u64 {
+        self.last_step.0
     }
 
     pub fn in_flight(&self) -> usize {
@@ -224,7 +297,7 @@ impl Scheduler {
 
     /// Publishes gauges; called once a loop.
     pub fn publish_stats(&self) {
-        let cache = self.cache.stats();
+        let cache = self.tiers.device.stats();
         EngineStats::put(&self.stats.running, self.running.len() as u64);
         EngineStats::put(&self.stats.waiting, self.queue.len() as u64);
         EngineStats::put(&self.stats.pages_free, cache.pages_free as u64);
@@ -234,27 +307,36 @@ impl Scheduler {
 
     /// The integrity law over the whole engine: every page is in one place, every sequence too.
     pub fn check(&self) -> Result<(), IntegrityError> {
-        self.cache.check()?;
+        self.tiers.check()?;
         let private: usize = self.running.values().map(|r| r.private_pages()).sum();
-        assert_eq!(private, self.cache.stats().pages_private, "private pages agree with the pool's count");
+        assert_eq!(
+            private,
+            self.tiers.device.stats().pages_private,
+            "private pages agree with the pool's count"
+        );
         assert_eq!(self.places.len(), self.running.len() + self.queue.len(), "each request has one place");
         for (id, resident) in &self.running {
             assert_eq!(self.places.get(&resident.stream.id()), Some(&Place::Running(*id)));
             resident.check(self.shape.page_tokens);
         }
-        self.computing.check(|seq| self.running.contains_key(&seq));
+        self.computing.check(|owner| match owner {
+            Owner::Sequence(seq) => self.running.contains_key(&seq),
+            Owner::Promotion(id) => self.promotions.has(id),
+        });
         self.queue.check(|hash| self.computing.has(hash));
         Ok(())
     }
 }
 
-fn new_cache(config: &SchedulerConfig, shape: &ExecutorShape) -> Cache {
-    let mut cache = Cache::new(CacheConfig {
+fn new_tiers(config: &SchedulerConfig, shape: &ExecutorShape) -> Tiers {
+    let device = CacheConfig {
         policy: config.eviction,
         layout: shape.layout,
+        events_max: config.events_max,
         seed: u64::from_le_bytes(*config.namespace_key.0.first_chunk().expect("a key has 32 bytes")),
         ..CacheConfig::new(shape.pages, shape.page_tokens)
-    });
-    cache.register_namespace(NamespaceId(0), config.namespace_key.clone());
-    cache
+    };
+    let mut tiers = Tiers::new(TiersConfig { lower: config.tiers.clone(), ..TiersConfig::device(device) });
+    tiers.register_namespace(NamespaceId(0), config.namespace_key.clone());
+    tiers
 }

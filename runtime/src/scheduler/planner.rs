@@ -25,6 +25,7 @@ impl Scheduler {
     /// The next step, or `None` if there is nothing to compute now.
     pub fn plan(&mut self, now: Nanos) -> Option<StepPlan> {
         self.expire(now);
+        self.expire_promotions(now);
         self.yield_to_priority();
         let mut draft = Draft {
             tokens_left: self.config.step_tokens.min(self.shape.step_tokens_max),
@@ -101,14 +102,18 @@ impl Scheduler {
     }
 
     fn seal(&mut self, draft: Draft, now: Nanos) -> Option<StepPlan> {
-        if draft.work.is_empty() {
+        // Beside work only: a disk that refuses must not keep an idle engine awake with retries.
+        if !draft.work.is_empty() {
+            self.tiers.settle_levels();
+        } else if !self.tiers.has_moves() {
             return None;
         }
         self.last_step = StepId(self.last_step.0 + 1);
         let id = self.last_step;
-        self.cache.begin_step(id);
+        self.tiers.device.begin_step(id);
+        let moves = self.tiers.take_moves(id);
         let retire = std::mem::take(&mut self.retire);
-        let plan = StepPlan { id, retire, admit: draft.admit, work: draft.work };
+        let plan = StepPlan { id, retire, admit: draft.admit, moves, work: draft.work };
         let tokens = plan.tokens() as u32;
         self.flights.push_back(Flight { id, rows: draft.rows, tokens, since: now });
         Some(plan)

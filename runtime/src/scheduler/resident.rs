@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use base::{PageId, SeqId};
-use kvcache::Lease;
+use kvcache::{Lease, TreeKey};
 
 use super::sharing::PrefixHash;
 use super::stream::Stream;
@@ -17,6 +17,7 @@ use crate::plan::{Draw, Input, Output, SeqStart, Work};
 
 pub(crate) struct Resident {
     pub seq: SeqId,
+    pub key: TreeKey,
     pub stream: Stream,
     pub lease: Lease,
     /// Leased pages, then private ones.
@@ -45,13 +46,22 @@ pub(crate) struct Share {
 }
 
 impl Resident {
-    pub fn new(seq: SeqId, stream: Stream, lease: Lease, private: Vec<PageId>) -> Self {
+    /// `restored` tokens of the first private pages are on their way from the host.
+    pub fn new(
+        seq: SeqId,
+        key: TreeKey,
+        stream: Stream,
+        lease: Lease,
+        private: Vec<PageId>,
+        restored: u32,
+    ) -> Self {
         let leased = lease.pages().len();
-        let reused = lease.tokens();
+        let reused = lease.tokens() + restored;
         let mut table = lease.pages().to_vec();
         table.extend(private);
         Self {
             seq,
+            key,
             stream,
             lease,
             shared: table.as_slice().into(),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use base::{SeqId, TokenId};
-use kvcache::TreeKey;
+use kvcache::{PrefetchId, TreeKey};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct PrefixHash(u64);
@@ -27,16 +27,23 @@ pub(crate) fn page_hashes(key: &TreeKey, tokens: &[TokenId], page_tokens: u32) -
         .collect()
 }
 
+/// Who brings a page: a sequence that computes it, or a promotion from a cold tier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    Sequence(SeqId),
+    Promotion(PrefetchId),
+}
+
 #[derive(Default)]
 pub(crate) struct Computing {
-    owners: HashMap<PrefixHash, SeqId>,
+    owners: HashMap<PrefixHash, Owner>,
 }
 
 impl Computing {
     /// Claims every page of `pages` that nobody else computes.
-    pub fn claim(&mut self, seq: SeqId, pages: &[PrefixHash]) {
+    pub fn claim(&mut self, owner: Owner, pages: &[PrefixHash]) {
         for &page in pages {
-            self.owners.entry(page).or_insert(seq);
+            self.owners.entry(page).or_insert(owner);
         }
     }
 
@@ -45,9 +52,9 @@ impl Computing {
         pages.iter().copied().take_while(|page| self.has(*page)).last()
     }
 
-    /// Gives up `seq`'s claims on `pages`; answers with those it held.
-    pub fn release(&mut self, seq: SeqId, pages: &[PrefixHash]) -> Vec<PrefixHash> {
-        let held = |page: &&PrefixHash| self.owners.get(page) == Some(&seq);
+    /// Gives up `owner`'s claims on `pages`; answers with those it held.
+    pub fn release(&mut self, owner: Owner, pages: &[PrefixHash]) -> Vec<PrefixHash> {
+        let held = |page: &&PrefixHash| self.owners.get(page) == Some(&owner);
         let held: Vec<PrefixHash> = pages.iter().filter(held).copied().collect();
         for page in &held {
             self.owners.remove(page);
@@ -63,7 +70,7 @@ impl Computing {
         self.owners.contains_key(&page)
     }
 
-    pub fn check(&self, is_running: impl Fn(SeqId) -> bool) {
-        assert!(self.owners.values().all(|&seq| is_running(seq)), "a claim outlived its sequence");
+    pub fn check(&self, is_alive: impl Fn(Owner) -> bool) {
+        assert!(self.owners.values().all(|&owner| is_alive(owner)), "a claim outlived its owner");
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Stream {
     arrived: Nanos,
     order: u64,
     started: bool,
+    /// Its pages in cold tiers have been asked for.
+    pub is_promoted: bool,
     /// Logprobs of prompt tokens gathered so far; taken once complete.
     prompt_scores: Option<Vec<Sampled>>,
 }
@@ -33,7 +35,7 @@ impl Stream {
         let Submission { request, sender, arrived } = submission;
         let tokens = request.prompt.to_vec();
         let prompt_scores = request.prompt_logprobs.map(|_| Vec::new());
-        Self { request, tokens, sender, arrived, order, started: false, prompt_scores }
+        Self { request, tokens, sender, arrived, order, started: false, is_promoted: false, prompt_scores }
     }
 
     pub fn id(&self) -> RequestId {

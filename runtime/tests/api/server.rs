@@ -15,13 +15,14 @@ use quire_runtime::engine::Engine;
 use quire_runtime::executor::ExecutorShape;
 use quire_runtime::executor::sim::{SimConfig, SimModel};
 use quire_runtime::executor::threaded::{StepModel, ThreadedExecutor};
-use quire_runtime::plan::{StepPlan, StepResult};
+use quire_runtime::plan::{Moved, StepPlan, StepResult};
 use quire_runtime::scheduler::SchedulerConfig;
 use quire_runtime::text::Text;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use transfer::HostArena;
 
 pub const VOCAB: u32 = 300;
 
@@ -77,6 +78,12 @@ impl StepModel for Gated {
             let _ = steps.recv();
         }
         self.sim.forward(plan)
+    }
+    fn attach_host(&mut self, host: Arc<HostArena>) {
+        self.sim.attach_host(host);
+    }
+    fn move_pages(&mut self, plan: &StepPlan) -> Moved {
+        self.sim.move_pages(plan)
     }
     fn reset(&mut self) {
         self.sim.reset();

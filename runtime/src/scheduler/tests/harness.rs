@@ -5,14 +5,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{Nanos, Priority, RequestId, StepId, TokenId};
+use base::{Nanos, Priority, RequestId, SlotId, StepId, Tier, TokenId};
 use kernels::{Sampled, SamplingParams};
+use kvcache::{ColdOrder, ColdOutcome, ColdWork, Fault, Label, Ticket};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use transfer::HostArena;
 
 use crate::executor::StepError;
 use crate::executor::sim::{SimConfig, SimModel};
 use crate::executor::threaded::StepModel;
-use crate::plan::StepPlan;
+use crate::plan::{StepPlan, StepResult};
 use crate::request::{Event, Finish, Refusal, Request, Tenant};
 use crate::scheduler::{Scheduler, SchedulerConfig, Submission};
 use crate::stats::EngineStats;
@@ -42,22 +44,74 @@ pub(super) struct Harness {
     pub now: Nanos,
     pub clients: HashMap<RequestId, Client>,
     last_id: u64,
+    cold: Cold,
+}
+
+/// Cold tiers made of memory: orders wait here until a test lets them be carried out.
+pub(super) struct Cold {
+    host: Option<Arc<HostArena>>,
+    pub pending: VecDeque<ColdOrder>,
+    slots: HashMap<(Tier, SlotId), (Vec<u8>, Label)>,
+    /// Orders with this remainder of their ticket fail.
+    pub fails_every: Option<u64>,
+    pub loaded: usize,
+}
+
+impl Cold {
+    fn carry_out(&mut self, order: ColdOrder) -> (Ticket, ColdOutcome) {
+        let host = self.host.as_ref().expect("cold tiers need host memory");
+        let is_load = matches!(order.work, ColdWork::Load { .. });
+        self.loaded += usize::from(is_load);
+        if is_load && self.fails_every.is_some_and(|n| (self.loaded as u64).is_multiple_of(n)) {
+            return (order.ticket, ColdOutcome::Failed(Fault::Wrong));
+        }
+        let outcome = match order.work {
+            ColdWork::Store { frame, label } => {
+                let bytes = host.read(frame).expect("nobody writes it").to_vec();
+                self.slots.insert((order.tier, label.slot), (bytes, label));
+                ColdOutcome::Stored([0; 28])
+            }
+            ColdWork::Load { frame, label, .. } => {
+                let (bytes, held) = &self.slots[&(order.tier, label.slot)];
+                assert_eq!(*held, label, "what is loaded is what was stored");
+                host.write(frame).expect("nobody reads it").copy_from_slice(bytes);
+                ColdOutcome::Loaded
+            }
+            ColdWork::Erase { slots } => {
+                slots.iter().for_each(|&slot| drop(self.slots.remove(&(order.tier, slot))));
+                ColdOutcome::Erased { probed: slots.len() as u32 }
+            }
+            ColdWork::ScrubFrames { frames } => {
+                let clean = frames.iter().filter(|&&frame| host.scrub(frame).expect("free frames")).count();
+                ColdOutcome::Erased { probed: clean as u32 }
+            }
+        };
+        (order.ticket, outcome)
+    }
 }
 
 impl Harness {
     pub fn new(sim: SimConfig, config: SchedulerConfig, depth: usize) -> Self {
         let stats = Arc::new(EngineStats::default());
+        let host = config.tiers.first().map(|host| {
+            Arc::new(HostArena::new(host.pages, sim.shape.page_bytes).expect("memory for a few frames"))
+        });
+        let cold =
+            Cold { host, pending: VecDeque::new(), slots: HashMap::new(), fails_every: None, loaded: 0 };
+        let mut model = SimModel::new(sim.clone());
+        cold.host.iter().for_each(|host| model.attach_host(Arc::clone(host)));
         let scheduler = Scheduler::new(config, sim.shape.clone(), Arc::clone(&stats));
         Self {
             scheduler,
             stats,
-            model: SimModel::new(sim.clone()),
+            model,
             sim,
             flying: VecDeque::new(),
             depth,
             now: Nanos(1),
             clients: HashMap::new(),
             last_id: 0,
+            cold,
         }
     }
 
@@ -101,6 +155,7 @@ impl Harness {
             let Some(plan) = self.scheduler.plan(self.now) else { break };
             self.flying.push_back(plan);
         }
+        self.cold.pending.extend(self.scheduler.take_orders());
         let Some(plan) = self.flying.pop_front() else { return false };
         self.answer(&plan);
         self.scheduler.check().expect("the integrity law");
@@ -109,7 +164,10 @@ impl Harness {
     }
 
     fn answer(&mut self, plan: &StepPlan) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.model.forward(plan)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let moved = self.model.move_pages(plan);
+            StepResult { moved, ..self.model.forward(plan) }
+        }));
         match outcome.map_err(|payload| failure(plan.id, &*payload)) {
             Ok(result) => self.scheduler.apply(result),
             Err(error) => {
@@ -123,10 +181,29 @@ impl Harness {
         }
     }
 
-    /// Until nothing is left to do; panics if that takes more than `limit` steps.
+    /// Carries out up to `n` cold orders; false if there were none.
+    pub fn cold(&mut self, n: usize) -> bool {
+        self.cold.pending.extend(self.scheduler.take_orders());
+        let mut any = false;
+        for _ in 0..n {
+            let Some(order) = self.cold.pending.pop_front() else { break };
+            let (ticket, outcome) = self.cold.carry_out(order);
+            self.scheduler.answer(ticket, outcome, self.now);
+            any = true;
+        }
+        self.scheduler.drain_notes();
+        any
+    }
+
+    /// Every `n`th load brings wrong bytes to light.
+    pub fn spoil_every(&mut self, n: u64) {
+        self.cold.fails_every = Some(n);
+    }
+
+    /// Until nothing is left to do, orders included; panics if that takes more than `limit` steps.
     pub fn run(&mut self, limit: usize) {
         for _ in 0..limit {
-            if !self.tick() {
+            if !self.tick() && !self.cold(16) {
                 assert!(self.scheduler.is_idle(), "stuck: nothing to compute, but not idle");
                 return;
             }
@@ -176,6 +253,7 @@ impl Harness {
     pub fn fault_at(&mut self, step: StepId) {
         self.sim.faults.push(step);
         self.model = SimModel::new(self.sim.clone());
+        self.cold.host.iter().for_each(|host| self.model.attach_host(Arc::clone(host)));
     }
 }
 

@@ -4,3 +4,4 @@ mod claims;
 mod harness;
 mod pressure;
 mod soak;
+mod tiers;

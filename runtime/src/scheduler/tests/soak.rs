@@ -6,16 +6,18 @@
 
 use std::sync::Arc;
 
-use base::{NamespaceId, Priority, SplitMix};
+use base::{Generation, NamespaceId, NamespaceKey, Priority, SplitMix, Tier};
 use kernels::SamplingParams;
+use kvcache::{LowerConfig, WritePolicy};
 
 use super::harness::Harness;
 use crate::executor::sim::SimConfig;
 use crate::request::{Request, Tenant};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{PurgeRunning, SchedulerConfig};
 use crate::stats::EngineStats;
 
-const STEPS_IN_SUITE: u64 = 20_000;
+const STEPS_IN_SUITE: u64 = 30_000;
+const SEEDS: u64 = 6;
 
 fn random_request(h: &mut Harness, rng: &mut SplitMix) -> Request {
     let family = rng.below(4) as u32;
@@ -42,11 +44,33 @@ fn random_request(h: &mut Harness, rng: &mut SplitMix) -> Request {
     }
 }
 
+/// None, then one lower tier, then all of them under each write policy.
+fn tiers(seed: u64) -> Vec<LowerConfig> {
+    let places = [(Tier::Host, 60), (Tier::Nvme, 90), (Tier::Object, 150)];
+    let write = match seed % 3 {
+        0 => WritePolicy::WriteThrough,
+        1 => WritePolicy::WriteThroughSelective { uses: 2 },
+        _ => WritePolicy::WriteBack,
+    };
+    let depth = if seed < 4 { seed as usize } else { places.len() };
+    let lower = places[..depth.min(3)].iter();
+    lower
+        .map(|&(tier, pages)| LowerConfig { write, watermark: 0.4, ..LowerConfig::new(tier, pages) })
+        .collect()
+}
+
 fn soak(steps: u64, seed: u64) -> u64 {
     let mut rng = SplitMix::new(seed);
-    let config =
-        SchedulerConfig { step_tokens: 96, step_seqs: 6, chunk_tokens: 40, ..SchedulerConfig::default() };
+    let config = SchedulerConfig {
+        step_tokens: 96,
+        step_seqs: 6,
+        chunk_tokens: 40,
+        tiers: tiers(seed),
+        ..SchedulerConfig::default()
+    };
     let mut h = Harness::new(SimConfig::new(40, 16, 90), config, 1 + (seed % 2) as usize);
+    h.scheduler.register_namespace(NamespaceId(1), NamespaceKey([1; 32]), Generation(0));
+    h.spoil_every(9);
     let mut done = 0;
     while done < steps {
         if h.clients.len() < 24 && rng.below(3) == 0 {
@@ -60,6 +84,13 @@ fn soak(steps: u64, seed: u64) -> u64 {
         }
         if rng.below(500) == 0 {
             h.scheduler.clear_cache();
+        }
+        if rng.below(900) == 0 {
+            let running = if rng.below(2) == 0 { PurgeRunning::Wait } else { PurgeRunning::Cancel };
+            h.scheduler.purge(NamespaceId(rng.below(2)), running);
+        }
+        if rng.below(2) == 0 {
+            h.cold(rng.below(6) as usize);
         }
         done += u64::from(h.tick());
         reap(&mut h);
@@ -88,7 +119,7 @@ fn reap(h: &mut Harness) {
 fn soak_random_load_leaks_nothing_and_serves_no_wrong_page() {
     let asked = std::env::var("QUIRE_SOAK_STEPS").ok().and_then(|s| s.parse().ok());
     let steps = asked.unwrap_or(STEPS_IN_SUITE);
-    for seed in 0..2 {
-        assert!(soak(steps / 2, seed) >= steps / 2);
+    for seed in 0..SEEDS {
+        assert!(soak(steps / SEEDS, seed) >= steps / SEEDS);
     }
 }
