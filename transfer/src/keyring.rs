@@ -12,7 +12,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use base::{Generation, NamespaceId};
 
-use crate::seal::{DataKey, SealingKey};
+use crate::error::TierError;
+use crate::seal::{DataKey, NoRandomness, PageLabel, PageSeal, SealRefused, SealingKey};
 
 type Place = Arc<RwLock<Option<SealingKey>>>;
 
@@ -62,6 +63,41 @@ impl KeyRing {
     }
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Seals `plain` into the first bytes of `out`, which is at least a tag longer; zeros the tag's place.
+    pub fn seal(&self, label: &PageLabel, plain: &[u8], out: &mut [u8]) -> Result<PageSeal, TierError> {
+        let aad = label.encode();
+        let sealed = self.with(label.namespace, label.generation, |key| key.seal_into(&aad, plain, out));
+        sealed.ok_or(TierError::KeyGone)?.map_err(|refused| match refused {
+            SealRefused::Spent => TierError::KeySpent,
+            SealRefused::Failed => {
+                TierError::Io { slot: label.slot, source: std::io::Error::other(NoRandomness) }
+            }
+        })
+    }
+
+    /// Opens `sealed` into `plain`, of equal length; on failure `plain` is zeroed.
+    pub fn open(
+        &self,
+        label: &PageLabel,
+        seal: &PageSeal,
+        sealed: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), TierError> {
+        let aad = label.encode();
+        let work = |key: &SealingKey| key.open_into(&aad, seal, sealed, plain);
+        let opened = self.with(label.namespace, label.generation, work);
+        // Destroyed since: who asks now must not get the page.
+        let still_held = self.holds(label.namespace, label.generation);
+        match opened {
+            Some(true) if still_held => Ok(()),
+            Some(false) if still_held => Err(TierError::BadSeal { slot: label.slot }),
+            _ => {
+                plain.fill(0);
+                Err(TierError::KeyGone)
+            }
+        }
     }
 
     /// Runs `work` with the key, which cannot be destroyed meanwhile; none if it is gone.

@@ -4,6 +4,7 @@
 //! HostArena   frames of host memory, one atomic per frame
 //! PageTier    store, load, erase between frames and slots, by message
 //!   NvmeTier    sealed slots in files: O_DIRECT, io_uring
+//! Journal     the index: which page lies in which slot, across a restart
 //! KeyRing     data keys by namespace generation; destroying one ends its pages everywhere
 //! ```
 //!
@@ -13,6 +14,7 @@
 mod arena;
 mod error;
 mod job;
+mod journal;
 mod keyring;
 mod nvme;
 mod seal;
@@ -20,6 +22,10 @@ mod seal;
 pub use arena::{ALIGN, ArenaError, FrameBusy, FrameRead, FrameWrite, HostArena, OwnedRead, OwnedWrite};
 pub use error::{OpenError, TierError};
 pub use job::{Done, DoneSink, EraseMethod, Finished, Job, PageTier, TierIoStats};
+pub use journal::{
+    Dropped, Entry, Journal, JournalConfig, JournalError, JournalStats, Recovered, RecoveredPage,
+    RecoveredTree,
+};
 pub use keyring::KeyRing;
 pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
 pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};

@@ -1,4 +1,5 @@
 //! Claims about the tiers' bytes, on real files.
 
 mod common;
+mod journal;
 mod nvme;

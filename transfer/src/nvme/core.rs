@@ -20,7 +20,7 @@ use crate::arena::{HostArena, round_up};
 use crate::error::TierError;
 use crate::job::{Done, DoneSink, Finished, Job, TierIoStats};
 use crate::keyring::KeyRing;
-use crate::seal::{NoRandomness, PageLabel, PageSeal, SealRefused};
+use crate::seal::{PageLabel, PageSeal};
 
 pub(crate) struct Core {
     pub arena: Arc<HostArena>,
@@ -286,17 +286,9 @@ impl Core {
     fn seal(&self, frame: FrameId, label: &PageLabel, staging: &mut [u8]) -> Result<PageSeal, TierError> {
         let plain = self.arena.read(frame).map_err(|_| TierError::FrameBusy { frame })?;
         let bytes = label.bytes as usize;
-        let sealed = self.keys.with(label.namespace, label.generation, |key| {
-            key.seal_into(&label.encode(), &plain[..bytes], staging)
-        });
+        let seal = self.keys.seal(label, &plain[..bytes], staging)?;
         staging[bytes..round_up(bytes)].fill(0);
-        match sealed.ok_or(TierError::KeyGone)? {
-            Ok(seal) => Ok(seal),
-            Err(SealRefused::Spent) => Err(TierError::KeySpent),
-            Err(SealRefused::Failed) => {
-                Err(TierError::Io { slot: label.slot, source: std::io::Error::other(NoRandomness) })
-            }
-        }
+        Ok(seal)
     }
 
     /// Ends an operation whose bytes have moved, or did not.
@@ -328,20 +320,13 @@ impl Core {
         let frame = op.frame;
         let mut frame = self.arena.write(frame).map_err(|_| TierError::FrameBusy { frame })?;
         let plain = &mut frame[..bytes];
-        let opened = self.keys.with(label.namespace, label.generation, |key| {
-            key.open_into(&label.encode(), &op.seal, &staging[..bytes], plain)
-        });
-        let padding_is_clean = staging[bytes..].iter().fold(0, |seen, byte| seen | byte) == 0;
-        let still_held = self.keys.holds(label.namespace, label.generation);
-        if opened == Some(true) && padding_is_clean && still_held {
-            return Ok(Finished::Loaded);
+        self.keys.open(label, &op.seal, &staging[..bytes], plain)?;
+        // The cipher does not cover what fills the last block.
+        if staging[bytes..].iter().fold(0, |seen, byte| seen | byte) != 0 {
+            plain.fill(0);
+            return Err(TierError::BadSeal { slot: label.slot });
         }
-        plain.fill(0);
-        if still_held && opened.is_some() {
-            Err(TierError::BadSeal { slot: label.slot })
-        } else {
-            Err(TierError::KeyGone)
-        }
+        Ok(Finished::Loaded)
     }
 }
 

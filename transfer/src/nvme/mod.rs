@@ -29,7 +29,8 @@ use std::time::Duration;
 
 use base::{Clock, FrameId, Tier};
 
-use self::core::{Core, Parts, lock};
+pub(crate) use self::core::lock;
+use self::core::{Core, Parts};
 use self::segment::Segments;
 use self::uring::{Lanes, Waker};
 pub use disk::{Direction, DiskIo, Place, SystemDisk};
@@ -312,4 +313,9 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), OpenError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
     }
     std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(fail)
+}
+
+/// Removes the slots of an earlier run.
+pub(crate) fn remove_segments(dir: &Path) -> Result<(), OpenError> {
+    Segments::remove_all(dir)
 }

@@ -1,0 +1,412 @@
+//! How close the disk tier comes to the disk: sealed stores and loads against raw O_DIRECT reads and
+//! writes of the same size, depth and order, in the same run and interleaved.
+//!
+//! `cargo bench -p quire-transfer --bench nvme -- [DIR] [--bytes N] [--rounds N] [--depth N]
+//! [--workers N] [--threads]`. The raw side is one thread on one io_uring with registered buffers,
+//! which is what `fio --ioengine=io_uring --direct=1 --fixedbufs` does. Also: the cipher alone,
+//! copying into frames against copying, and how long an index takes to recover.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use base::{ChainHash, Clock, FrameId, Generation, NamespaceId, SlotId, SplitMix, SystemClock, Tier};
+use io_uring::{IoUring, opcode, types};
+use quire_transfer::{
+    DataKey, Done, Entry, Finished, HostArena, IoChoice, Job, Journal, JournalConfig, KeyRing, NvmeConfig,
+    NvmeTier, PageLabel, PageSeal, PageTier, StartWith,
+};
+
+const SIZES: [usize; 4] = [64 << 10, 256 << 10, 1 << 20, 4 << 20];
+
+struct Args {
+    dir: PathBuf,
+    bytes: usize,
+    rounds: usize,
+    depth: usize,
+    workers: usize,
+    io: IoChoice,
+}
+
+fn main() {
+    let args = args();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    println!(
+        "depth {} workers {} {} MiB per leg, {} rounds",
+        args.depth,
+        args.workers,
+        args.bytes >> 20,
+        args.rounds
+    );
+    cipher(&clock, args.rounds);
+    copies(&clock, args.rounds);
+    println!(
+        "{:>6} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7}",
+        "size", "raw write", "store", "ratio", "raw read", "load", "ratio"
+    );
+    for size in SIZES {
+        disk(&args, &clock, size);
+    }
+    recovery(&args, &clock);
+}
+
+fn args() -> Args {
+    let mut out = Args {
+        dir: std::env::temp_dir().join("quire-bench-nvme"),
+        bytes: 512 << 20,
+        rounds: 5,
+        depth: 16,
+        workers: 1,
+        io: IoChoice::Auto,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut number = || words.next().and_then(|n| n.parse().ok()).expect("a number");
+        match word.as_str() {
+            "--bytes" => out.bytes = number(),
+            "--rounds" => out.rounds = number(),
+            "--depth" => out.depth = number(),
+            "--workers" => out.workers = number(),
+            "--threads" => out.io = IoChoice::Threads,
+            "--bench" => (),
+            dir => out.dir = PathBuf::from(dir),
+        }
+    }
+    out
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// GB/s of `work`, which moves `bytes`.
+fn rate(clock: &Arc<dyn Clock>, bytes: usize, work: impl FnOnce()) -> f64 {
+    let began = clock.now();
+    work();
+    bytes as f64 / clock.now().since(began).as_nanos() as f64
+}
+
+fn label(slot: u32, bytes: usize) -> PageLabel {
+    PageLabel {
+        namespace: NamespaceId(1),
+        generation: Generation(1),
+        name: ChainHash([slot as u8; 32]),
+        layout: [1; 32],
+        tier: Tier::Nvme,
+        slot: SlotId(slot),
+        bytes: bytes as u32,
+    }
+}
+
+fn keys() -> Arc<KeyRing> {
+    let keys = KeyRing::new();
+    keys.insert(NamespaceId(1), Generation(1), DataKey::random().unwrap());
+    Arc::new(keys)
+}
+
+fn cipher(clock: &Arc<dyn Clock>, rounds: usize) {
+    let keys = keys();
+    for size in SIZES {
+        let plain = vec![7u8; size];
+        let mut sealed = vec![0u8; size + 16];
+        let mut out = vec![0u8; size];
+        let times = (64 << 20) / size;
+        let (mut seals, mut opens) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let mut seal = PageSeal { nonce: [0; 12], tag: [0; 16] };
+            seals.push(rate(clock, size * times, || {
+                for _ in 0..times {
+                    seal = keys.seal(&label(0, size), &plain, &mut sealed).unwrap();
+                }
+            }));
+            opens.push(rate(clock, size * times, || {
+                for _ in 0..times {
+                    keys.open(&label(0, size), &seal, &sealed[..size], &mut out).unwrap();
+                }
+            }));
+        }
+        println!(
+            "cipher {:>5}K  seal {:6.2} GB/s  open {:6.2} GB/s",
+            size >> 10,
+            median(seals),
+            median(opens)
+        );
+    }
+}
+
+fn copies(clock: &Arc<dyn Clock>, rounds: usize) {
+    for size in [192 << 10, 4 << 20] {
+        let frames = (256 << 20) / size;
+        let arena = HostArena::new(frames as u32, size).unwrap();
+        let from = vec![3u8; frames * size];
+        let mut plain = vec![0u8; frames * size];
+        let (mut framed, mut raw) = (Vec::new(), Vec::new());
+        for _ in 0..=rounds {
+            framed.push(rate(clock, frames * size, || {
+                for (frame, bytes) in from.chunks(size).enumerate() {
+                    arena.write(FrameId(frame as u32)).unwrap().copy_from_slice(bytes);
+                }
+            }));
+            raw.push(rate(clock, frames * size, || {
+                for (to, bytes) in plain.chunks_mut(size).zip(from.chunks(size)) {
+                    to.copy_from_slice(bytes);
+                }
+            }));
+        }
+        // The first round touches the memory for the first time.
+        let (framed, raw) = (median(framed.split_off(1)), median(raw.split_off(1)));
+        println!(
+            "copy {:>5}K  frame {framed:6.2} GB/s  memcpy {raw:6.2} GB/s  ratio {:.2}  (pinned {}, huge {})",
+            size >> 10,
+            framed / raw,
+            arena.is_pinned(),
+            arena.is_huge()
+        );
+    }
+}
+
+fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
+    let count = (args.bytes / size).max(4);
+    let _ = std::fs::remove_dir_all(&args.dir);
+    std::fs::create_dir_all(&args.dir).unwrap();
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    let mut rng = SplitMix::new(size as u64);
+    let mut raw = Raw::new(&args.dir.join("raw"), size, count, args.depth);
+    let mut tier = Driver::new(args, clock, size, count);
+    let mut figures: [Vec<f64>; 4] = Default::default();
+    for round in 0..=args.rounds {
+        for index in (1..order.len()).rev() {
+            order.swap(index, rng.below(index as u64 + 1) as usize);
+        }
+        let legs = [
+            rate(clock, size * count, || raw.run(&order, true)),
+            rate(clock, size * count, || tier.store(&order)),
+            rate(clock, size * count, || raw.run(&order, false)),
+            rate(clock, size * count, || tier.load(&order)),
+        ];
+        // The first round makes the files' blocks.
+        if round > 0 {
+            figures.iter_mut().zip(legs).for_each(|(all, leg)| all.push(leg));
+        }
+    }
+    let stats = tier.tier.stats();
+    let [raw_write, store, raw_read, load] = figures.map(median);
+    println!(
+        "{:>5}K {raw_write:>10.3} {store:>10.3} {:>7.3} {raw_read:>10.3} {load:>10.3} {:>7.3}  direct {} uring {} registered {} failures {:?}",
+        size >> 10,
+        store / raw_write,
+        load / raw_read,
+        stats.direct,
+        stats.uring,
+        stats.registered,
+        stats.failures
+    );
+    drop(tier);
+    let _ = std::fs::remove_dir_all(&args.dir);
+}
+
+/// The tier, kept busy with twice its depth.
+struct Driver {
+    tier: NvmeTier,
+    answers: Receiver<Done>,
+    seals: Vec<PageSeal>,
+    window: usize,
+    size: usize,
+}
+
+impl Driver {
+    fn new(args: &Args, clock: &Arc<dyn Clock>, size: usize, count: usize) -> Self {
+        let window = args.depth * 2;
+        let arena = Arc::new(HostArena::new(window as u32, size).unwrap());
+        for frame in 0..window as u32 {
+            arena.write(FrameId(frame)).unwrap().fill(frame as u8);
+        }
+        let config = NvmeConfig {
+            depth: args.depth,
+            workers: args.workers,
+            io: args.io,
+            start: StartWith::Nothing,
+            ..NvmeConfig::new(&args.dir.join("tier"), count as u32, size)
+        };
+        let (send, answers) = channel();
+        let sink = Box::new(move |done| drop(send.send(done)));
+        let tier = NvmeTier::open(config, arena, keys(), Arc::clone(clock), sink).unwrap();
+        let seals = vec![PageSeal { nonce: [0; 12], tag: [0; 16] }; count];
+        Self { tier, answers, seals, window, size }
+    }
+
+    fn store(&mut self, order: &[u32]) {
+        let size = self.size;
+        self.drive(order, |slot, frame, ticket, _| Job::Store { ticket, frame, label: label(slot, size) });
+    }
+
+    fn load(&mut self, order: &[u32]) {
+        let size = self.size;
+        self.drive(order, |slot, frame, ticket, seals| Job::Load {
+            ticket,
+            frame,
+            label: label(slot, size),
+            seal: seals[slot as usize],
+        });
+    }
+
+    /// A ticket is `slot << 32 | frame`; an answer frees its frame for the next job.
+    fn drive(&mut self, order: &[u32], job: impl Fn(u32, FrameId, u64, &[PageSeal]) -> Job) {
+        let mut next = order.iter().copied();
+        let mut frames: Vec<u32> = (0..self.window as u32).collect();
+        let mut open = 0;
+        loop {
+            let mut jobs = Vec::new();
+            while let Some(frame) = frames.pop() {
+                let Some(slot) = next.next() else { break };
+                let ticket = u64::from(slot) << 32 | u64::from(frame);
+                jobs.push(job(slot, FrameId(frame), ticket, &self.seals));
+            }
+            open += jobs.len();
+            self.tier.submit(jobs).expect("room in the queue");
+            if open == 0 {
+                return;
+            }
+            let first = self.answers.recv().unwrap();
+            for done in std::iter::once(first).chain(self.answers.try_iter().take(self.window)) {
+                if let Finished::Stored(seal) = done.outcome.unwrap() {
+                    self.seals[(done.ticket >> 32) as usize] = seal;
+                }
+                frames.push(done.ticket as u32);
+                open -= 1;
+            }
+        }
+    }
+}
+
+/// The disk as fio sees it.
+struct Raw {
+    file: File,
+    ring: IoUring,
+    buffers: Vec<*mut u8>,
+    _memory: HostArena,
+    size: usize,
+}
+
+impl Raw {
+    fn new(path: &Path, size: usize, count: usize, depth: usize) -> Self {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
+        let file = file
+            .open(path)
+            .or_else(|_| OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path));
+        let file = file.unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, (size * count) as u64).unwrap();
+        let memory = HostArena::new(depth as u32, size).unwrap();
+        let at = |frame| {
+            let mut bytes = memory.write(FrameId(frame)).unwrap();
+            bytes.fill(frame as u8);
+            bytes.as_mut_ptr()
+        };
+        let buffers: Vec<*mut u8> = (0..depth as u32).map(at).collect();
+        let ring = IoUring::new((depth as u32).next_power_of_two()).unwrap();
+        let vectors: Vec<_> =
+            buffers.iter().map(|b| libc::iovec { iov_base: b.cast(), iov_len: size }).collect();
+        // SAFETY: the arena outlives the ring's operations: `run` waits for all of them.
+        unsafe { ring.submitter().register_buffers(&vectors) }.unwrap();
+        Self { file, ring, buffers, _memory: memory, size }
+    }
+
+    fn run(&mut self, order: &[u32], writes: bool) {
+        let mut next = order.iter();
+        let mut free: Vec<usize> = (0..self.buffers.len()).collect();
+        let mut open = 0;
+        loop {
+            while let Some(lane) = free.pop() {
+                let Some(slot) = next.next() else { break };
+                self.push(lane, u64::from(*slot) * self.size as u64, writes);
+                open += 1;
+            }
+            if open == 0 {
+                return;
+            }
+            self.ring.submit_and_wait(1).unwrap();
+            for event in self.ring.completion() {
+                assert_eq!(
+                    event.result(),
+                    self.size as i32,
+                    "{}",
+                    io::Error::from_raw_os_error(-event.result())
+                );
+                free.push(event.user_data() as usize);
+                open -= 1;
+            }
+        }
+    }
+
+    fn push(&mut self, lane: usize, offset: u64, writes: bool) {
+        let fd = types::Fd(self.file.as_raw_fd());
+        let (at, bytes, index) = (self.buffers[lane], self.size as u32, lane as u16);
+        let entry = if writes {
+            opcode::WriteFixed::new(fd, at, bytes, index).offset(offset).build()
+        } else {
+            opcode::ReadFixed::new(fd, at, bytes, index).offset(offset).build()
+        };
+        // SAFETY: the lane's buffer is free and stays until its completion.
+        unsafe { self.ring.submission().push(&entry.user_data(lane as u64)) }.unwrap();
+    }
+}
+
+/// An index of 10 GiB of pages: chains of 64, as prompts make them.
+fn recovery(args: &Args, clock: &Arc<dyn Clock>) {
+    for (page_bytes, tokens) in [(196_608u64, 64usize), (65_536, 16), (65_536, 64)] {
+        let count = (10u64 << 30) / page_bytes;
+        let _ = std::fs::remove_dir_all(&args.dir);
+        let keys = keys();
+        let config = JournalConfig::new(&args.dir, [1; 32]);
+        let (journal, _) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
+        let mut entries: Vec<Entry> = (0..count / 1024 + 1)
+            .map(|tree| Entry::Tree {
+                tree,
+                namespace: NamespaceId(1),
+                generation: Generation(1),
+                key: vec![1; 100],
+            })
+            .collect();
+        for page in 0..count {
+            let mut name = [0; 32];
+            name[..8].copy_from_slice(&page.to_le_bytes());
+            entries.push(Entry::Page {
+                tier: Tier::Nvme,
+                slot: SlotId(page as u32),
+                tree: page / 1024,
+                parent: (page % 64 > 0).then(|| (Tier::Nvme, SlotId(page as u32 - 1))),
+                name: ChainHash(name),
+                seal: PageSeal { nonce: [1; 12], tag: [2; 16] },
+                tokens: vec![page as u32; tokens],
+            });
+        }
+        let began = clock.now();
+        for chunk in entries.chunks(8192) {
+            journal.submit(chunk.to_vec()).unwrap();
+            journal.flush().unwrap();
+        }
+        let wrote = clock.now().since(began);
+        drop(journal);
+        let file = std::fs::metadata(args.dir.join("index.log")).unwrap().len();
+        let mut times = Vec::new();
+        for _ in 0..args.rounds {
+            let (_, recovered) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
+            assert_eq!(recovered.pages.len() as u64, count);
+            times.push(recovered.took_ns as f64 / 1e6);
+        }
+        println!(
+            "index of 10 GiB at {page_bytes} B/page, {tokens} tokens: {count} pages, {:.1} MiB ({:.2} % of the pages), recovered in {:.1} ms; written at {:.0} pages/s",
+            file as f64 / (1 << 20) as f64,
+            100.0 * file as f64 / (10u64 << 30) as f64,
+            median(times),
+            count as f64 / wrote.as_secs_f64()
+        );
+    }
+    let _ = std::fs::remove_dir_all(&args.dir);
+}
