@@ -3,19 +3,25 @@
 //! The inbox is bounded by counting admitted sequences: at the bound `submit` refuses at once with
 //! [`Refusal::Overloaded`], so that a client hears it instead of waiting in a queue nobody sees.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use base::{Clock, RequestId};
+use base::{Clock, Generation, NamespaceId, RequestId, Tier};
+use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+use transfer::Journal;
 
 use crate::executor::{Executor, ExecutorShape};
 use crate::request::{Event, Refusal, Request};
-use crate::scheduler::{SchedulerConfig, driver};
+use crate::scheduler::{PurgeRunning, SchedulerConfig, driver};
 use crate::stats::EngineStats;
+use crate::storage::{
+    Keys, Namespace, OutcomeSink, Storage, StorageConfig, StorageError, StorageStats,
+};
 
 /// A running sequence's events. Dropping it before its end aborts the sequence. Its queue is bounded by
 /// construction: at most `max_tokens` + 3 events ever enter it.
@@ -63,12 +69,63 @@ pub(crate) enum Message {
     Submit(Box<crate::scheduler::Submission>),
     Abort(RequestId),
     Step(Result<crate::plan::StepResult, crate::executor::StepError>),
+    /// An order to a lower tier has ended.
+    Cold(Ticket, ColdOutcome),
+    /// Forget a namespace up to a generation; answers when nothing of it is left.
+    Purge {
+        namespace: NamespaceId,
+        up_to: Generation,
+        running: PurgeRunning,
+        answer: oneshot::Sender<Purged>,
+    },
+    /// How the tiers stand, and what these namespaces keep in each.
+    Inspect {
+        namespaces: Vec<NamespaceId>,
+        answer: oneshot::Sender<CacheReport>,
+    },
     /// Drop every cached page that nobody uses; answers with how many.
-    ClearCache(tokio::sync::oneshot::Sender<usize>),
+    ClearCache(oneshot::Sender<usize>),
     /// Refuse new requests from now on.
     Drain,
     /// Stop now: everything that runs fails with [`Refusal::Draining`].
     Stop,
+}
+
+/// What the engine keeps below the device, ready to be used by its scheduler.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    pub storage: Option<Storage>,
+    pub lower: Vec<LowerConfig>,
+    pub records: Vec<SlotRecord>,
+    pub namespaces: Vec<Namespace>,
+}
+
+/// How a purge stood when it was answered.
+#[derive(Debug)]
+pub struct Purged {
+    pub state: PurgeState,
+    /// Pages still found in each tier: the negative probe.
+    pub remaining: Vec<(Tier, usize)>,
+}
+
+/// The tiers at one moment.
+#[derive(Debug)]
+pub struct CacheReport {
+    pub tiers: Vec<TierStats>,
+    pub counters: TierCounters,
+    pub namespaces: Vec<(NamespaceId, Vec<(Tier, usize)>)>,
+    /// Those under way.
+    pub purges: Vec<PurgeState>,
+    pub storage: StorageStats,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("threads: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// Whether the engine can serve.
@@ -93,6 +150,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     next_id: AtomicU64,
     requests_max: usize,
+    keys: Option<Arc<Mutex<Keys>>>,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Engine {
@@ -102,14 +161,55 @@ impl Engine {
         config: SchedulerConfig,
         clock: Arc<dyn Clock>,
     ) -> std::io::Result<(Engine, JoinHandle<()>)> {
-        // Room for every admitted request's submit and abort, and for the steps in flight.
-        let (inbox, outbox) = sync_channel(2 * config.requests_max + 64);
+        let mailbox = mailbox(&config);
+        Self::begin(executor, config, Shelf::default(), None, clock, mailbox)
+    }
+
+    /// As [`Engine::start`], with tiers below the device and namespaces with keys of their own.
+    pub fn start_tiered(
+        executor: Box<dyn Executor>,
+        config: SchedulerConfig,
+        storage: &StorageConfig,
+        keys: Keys,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Engine, JoinHandle<()>), StartError> {
+        let mailbox = mailbox(&config);
+        let to = mailbox.0.clone();
+        // Blocks a tier's thread while the scheduler is behind, never the scheduler. Fails only once the
+        // scheduler has ended.
+        let sink: OutcomeSink = Arc::new(move |ticket, outcome| {
+            let _ = to.send(Message::Cold(ticket, outcome));
+        });
+        let (storage, opened) = Storage::open(storage, &executor.shape(), &keys, &clock, sink)?;
+        let shelf = Shelf {
+            storage: Some(storage),
+            lower: opened.lower,
+            records: opened.records,
+            namespaces: keys.namespaces().to_vec(),
+        };
+        Ok(Self::begin(executor, config, shelf, Some(keys), clock, mailbox)?)
+    }
+
+    fn begin(
+        executor: Box<dyn Executor>,
+        config: SchedulerConfig,
+        shelf: Shelf,
+        keys: Option<Keys>,
+        clock: Arc<dyn Clock>,
+        (inbox, outbox): Mailbox,
+    ) -> std::io::Result<(Engine, JoinHandle<()>)> {
         let stats = Arc::new(EngineStats::default());
-        let shape = executor.shape();
-        let requests_max = config.requests_max;
-        let thread =
-            driver::spawn(executor, config, Arc::clone(&clock), Arc::clone(&stats), inbox.clone(), outbox)?;
-        let shared = Shared { inbox, stats, shape, clock, next_id: AtomicU64::new(1), requests_max };
+        let shared = Shared {
+            inbox: inbox.clone(),
+            stats: Arc::clone(&stats),
+            shape: executor.shape(),
+            clock: Arc::clone(&clock),
+            next_id: AtomicU64::new(1),
+            requests_max: config.requests_max,
+            journal: shelf.storage.as_ref().and_then(Storage::journal),
+            keys: keys.map(|keys| Arc::new(Mutex::new(keys))),
+        };
+        let thread = driver::spawn(executor, config, shelf, clock, stats, inbox, outbox)?;
         Ok((Engine { shared: Arc::new(shared) }, thread))
     }
 
@@ -169,11 +269,40 @@ impl Engine {
 
     /// Drops every cached page that no sequence uses; answers with how many pages.
     pub async fn clear_cache(&self) -> usize {
-        let (tx, rx) = tokio::sync::oneshot::channel();
+        let (tx, rx) = oneshot::channel();
         if self.shared.inbox.send(Message::ClearCache(tx)).is_err() {
             return 0;
         }
         rx.await.unwrap_or(0)
+    }
+
+    /// How the tiers stand; `None` if the engine has stopped.
+    pub async fn inspect(&self, namespaces: Vec<NamespaceId>) -> Option<CacheReport> {
+        let (answer, report) = oneshot::channel();
+        self.shared.inbox.send(Message::Inspect { namespaces, answer }).ok()?;
+        report.await.ok()
+    }
+
+    /// The keys of its namespaces, if it has any but the default's.
+    pub(crate) fn keys(&self) -> Option<&Arc<Mutex<Keys>>> {
+        self.shared.keys.as_ref()
+    }
+
+    pub(crate) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.shared.journal.as_ref()
+    }
+
+    /// Starts to forget a namespace; the answer comes when nothing of it is left. Dropping the receiver
+    /// leaves the purge running.
+    pub(crate) fn begin_purge(
+        &self,
+        namespace: NamespaceId,
+        up_to: Generation,
+        running: PurgeRunning,
+    ) -> oneshot::Receiver<Purged> {
+        let (answer, purged) = oneshot::channel();
+        let _ = self.shared.inbox.send(Message::Purge { namespace, up_to, running, answer });
+        purged
     }
 
     /// Takes nothing new; what runs goes on.
@@ -185,4 +314,11 @@ impl Engine {
     pub fn stop(&self) {
         let _ = self.shared.inbox.send(Message::Stop);
     }
+}
+
+type Mailbox = (SyncSender<Message>, Receiver<Message>);
+
+/// Room for every admitted request's submit and abort, for the steps in flight, and for answers of tiers.
+fn mailbox(config: &SchedulerConfig) -> Mailbox {
+    sync_channel(2 * config.requests_max + 4096)
 }

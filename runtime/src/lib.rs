@@ -19,4 +19,5 @@ pub mod plan;
 pub mod request;
 pub mod scheduler;
 pub mod stats;
+pub mod storage;
 pub mod text;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use base::{AdapterId, NamespaceId, Nanos, Priority, RequestId, TokenId};
 use kernels::{Sampled, SamplingParams};
 
+use crate::storage::Retention;
+
 /// One sequence to generate. A request with `n` choices is `n` of these: the radix tree and in-flight
 /// sharing make them compute their prompt once.
 #[derive(Clone, Debug)]
@@ -30,6 +32,7 @@ pub struct Tenant {
     pub adapter: AdapterId,
     /// `cache_salt`.
     pub salt: Vec<u8>,
+    pub retention: Retention,
 }
 
 /// Why a request did not get in, or did not stay. Each has a stable `kind()` for metrics and bodies.

@@ -13,6 +13,7 @@ use super::sharing::{Owner, PrefixHash, page_hashes};
 use super::{Place, PrefixCache, Scheduler, Stream};
 use crate::request::{Event, Refusal};
 use crate::stats::EngineStats;
+use crate::storage::Retention;
 
 /// What stands between the head of the queue and a seat.
 enum Verdict {
@@ -139,10 +140,12 @@ impl Scheduler {
     }
 
     pub(super) fn reusable<'a>(&self, stream: &'a Stream) -> &'a [u32] {
-        match self.config.prefix_cache {
-            PrefixCache::On => stream.reusable(),
-            PrefixCache::Off => &[],
-        }
+        if self.retains(stream) { stream.reusable() } else { &[] }
+    }
+
+    /// Whether anything of the stream may be found by others, or outlive it.
+    pub(super) fn retains(&self, stream: &Stream) -> bool {
+        self.config.prefix_cache == PrefixCache::On && stream.request.tenant.retention == Retention::Keep
     }
 
     /// Before a step is drafted: if someone more important waits and there is no seat or no page,

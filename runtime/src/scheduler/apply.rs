@@ -4,7 +4,7 @@
 use base::SeqId;
 
 use super::sharing::Owner;
-use super::{FlightRow, PrefixCache, Scheduler};
+use super::{FlightRow, Scheduler};
 use crate::plan::{RowResult, StepResult};
 use crate::request::{Event, Finish};
 use crate::stats::EngineStats;
@@ -54,11 +54,11 @@ impl Scheduler {
 
     /// Puts whole computed pages into the tree and wakes those who waited for them.
     fn publish(&mut self, seq: SeqId) {
-        if self.config.prefix_cache == PrefixCache::Off {
-            return;
-        }
         let fence = self.fence();
         let page_tokens = self.shape.page_tokens;
+        if !self.running.get(&seq).is_some_and(|resident| self.retains(&resident.stream)) {
+            return;
+        }
         let Some(resident) = self.running.get_mut(&seq) else { return };
         let Some(tokens) = resident.publishable(page_tokens) else { return };
         let pages = resident.unpublished(tokens, page_tokens).to_vec();

@@ -9,20 +9,24 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use base::Clock;
+use base::{Clock, Generation, NamespaceId, Tier};
+use kvcache::{PurgeId, SlotRecord};
+use tokio::sync::oneshot;
 
 use super::{Scheduler, SchedulerConfig};
-use crate::engine::{Health, Message};
+use crate::engine::{CacheReport, Health, Message, Purged, Shelf};
 use crate::executor::{Executor, StepError};
 use crate::request::Refusal;
 use crate::stats::EngineStats;
+use crate::storage::{Namespace, Storage};
 
 /// How often a silent engine looks at deadlines and at steps that do not come back.
 const TICK: Duration = Duration::from_millis(250);
 
 pub(crate) fn spawn(
     mut executor: Box<dyn Executor>,
-    config: SchedulerConfig,
+    mut config: SchedulerConfig,
+    shelf: Shelf,
     clock: Arc<dyn Clock>,
     stats: Arc<EngineStats>,
     results: SyncSender<Message>,
@@ -31,25 +35,73 @@ pub(crate) fn spawn(
     executor.connect(Box::new(move |outcome| {
         let _ = results.send(Message::Step(outcome));
     }));
+    let Shelf { storage, lower, records, namespaces } = shelf;
+    if let Some(host) = storage.as_ref().and_then(Storage::host) {
+        executor.attach_host(host);
+    }
+    config.tiers = lower;
     base::spawn("scheduler", move || {
-        let scheduler = Scheduler::new(config, executor.shape(), Arc::clone(&stats));
-        Driver { scheduler, executor, clock, stats, inbox, is_draining: false }.run();
+        let mut scheduler = Scheduler::new(config, executor.shape(), Arc::clone(&stats));
+        settle_in(&mut scheduler, namespaces, records, executor.shape().page_bytes as u64);
+        let driver = Driver {
+            scheduler,
+            executor,
+            storage,
+            clock,
+            stats,
+            inbox,
+            purging: Vec::new(),
+            is_draining: false,
+        };
+        driver.run();
     })
+}
+
+/// Namespaces and the pages of an earlier run, before the first request.
+fn settle_in(
+    scheduler: &mut Scheduler,
+    namespaces: Vec<Namespace>,
+    records: Vec<SlotRecord>,
+    page_bytes: u64,
+) {
+    for namespace in namespaces {
+        scheduler.register_namespace(namespace.id, namespace.chain, namespace.generation);
+        for (tier, quota) in Tier::ALL.into_iter().zip(namespace.spec.quotas) {
+            scheduler.set_quota(namespace.id, tier, quota.map(|bytes| (bytes / page_bytes) as usize));
+        }
+    }
+    let found = records.len();
+    if found > 0 {
+        let kept = scheduler.reinstate(records);
+        tracing::info!(kept, lost = found - kept, "pages of an earlier run are back");
+    }
 }
 
 struct Driver {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
+    storage: Option<Storage>,
     clock: Arc<dyn Clock>,
     stats: Arc<EngineStats>,
     inbox: Receiver<Message>,
+    purging: Vec<Purging>,
     is_draining: bool,
+}
+
+/// Who waits for a purge.
+struct Purging {
+    id: PurgeId,
+    namespace: NamespaceId,
+    up_to: Generation,
+    answer: oneshot::Sender<Purged>,
 }
 
 impl Driver {
     fn run(mut self) {
         while self.listen().is_continue() {
             self.submit_steps();
+            self.submit_orders();
+            self.answer_purges();
             self.scheduler.publish_stats();
             debug_assert!(self.scheduler.check().is_ok(), "{:?}", self.scheduler.check());
         }
@@ -86,6 +138,14 @@ impl Driver {
             Message::ClearCache(answer) => {
                 let _ = answer.send(self.scheduler.clear_cache());
             }
+            Message::Cold(ticket, outcome) => self.scheduler.answer(ticket, outcome, self.clock.now()),
+            Message::Purge { namespace, up_to, running, answer } => {
+                let id = self.scheduler.purge(namespace, up_to, running);
+                self.purging.push(Purging { id, namespace, up_to, answer });
+            }
+            Message::Inspect { namespaces, answer } => {
+                let _ = answer.send(self.inspect(&namespaces));
+            }
             Message::Drain => {
                 self.is_draining = true;
                 self.report_health();
@@ -103,6 +163,43 @@ impl Driver {
         while self.scheduler.in_flight() < self.executor.depth() {
             let Some(plan) = self.scheduler.plan(self.clock.now()) else { break };
             self.executor.submit(plan);
+        }
+    }
+
+    /// What the tiers want done elsewhere.
+    fn submit_orders(&mut self) {
+        let orders = self.scheduler.take_orders();
+        let notes = self.scheduler.drain_notes();
+        if let Some(storage) = &mut self.storage {
+            storage.submit(orders);
+            storage.record(notes);
+        }
+    }
+
+    /// Tells those who wait for purges that are done. Nobody is told of one that nobody waits for.
+    fn answer_purges(&mut self) {
+        let (scheduler, waiting) = (&mut self.scheduler, std::mem::take(&mut self.purging));
+        for purging in waiting {
+            match scheduler.purge_state(purging.id) {
+                Some(state) if !state.is_done => self.purging.push(purging),
+                Some(state) => {
+                    let remaining = scheduler.remaining(purging.namespace, purging.up_to);
+                    let _ = purging.answer.send(Purged { state, remaining });
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn inspect(&mut self, namespaces: &[NamespaceId]) -> CacheReport {
+        let (tiers, counters) = self.scheduler.tier_report();
+        let open: Vec<PurgeId> = self.purging.iter().map(|purging| purging.id).collect();
+        CacheReport {
+            tiers,
+            counters,
+            namespaces: namespaces.iter().map(|&id| (id, self.scheduler.used(id))).collect(),
+            purges: open.into_iter().filter_map(|id| self.scheduler.purge_state(id)).collect(),
+            storage: self.storage.as_ref().map(Storage::stats).unwrap_or_default(),
         }
     }
 

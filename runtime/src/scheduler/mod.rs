@@ -33,8 +33,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{Generation, NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId};
+use base::{Generation, NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId, Tier};
 use kvcache::{
+    SlotRecord, TierCounters, TierStats,
     CacheConfig, EvictionKind, IntegrityError, LowerConfig, PurgeId, PurgeState, Tiers, TiersConfig,
 };
 
@@ -227,11 +228,11 @@ impl Scheduler {
         self.generations.get(&namespace).copied().unwrap_or_default()
     }
 
-    /// Begins to forget a namespace: it is in a new generation from now on, and what runs in the old one
-    /// is waited for or cancelled.
-    pub fn purge(&mut self, namespace: NamespaceId, running: PurgeRunning) -> (PurgeId, Generation) {
-        let old = self.generation(namespace);
-        self.generations.insert(namespace, Generation(old.0 + 1));
+    /// Begins to forget a namespace up to generation `old`: it is in a later one from now on, and what
+    /// runs in the old one is waited for or cancelled.
+    pub fn purge(&mut self, namespace: NamespaceId, old: Generation, running: PurgeRunning) -> PurgeId {
+        let next = self.generation(namespace).max(Generation(old.0 + 1));
+        self.generations.insert(namespace, next);
         let id = self.tiers.purge(namespace, old);
         if running == PurgeRunning::Cancel {
             let of = |r: &&Resident| r.key.namespace == namespace && r.key.generation <= old;
@@ -240,7 +241,38 @@ impl Scheduler {
                 self.finish(seq, Event::Failed(Refusal::Purged));
             }
         }
-        (id, old)
+        id
+    }
+
+    /// Pages of a namespace up to a generation that are still in a tier: the negative probe.
+    pub fn remaining(&self, namespace: NamespaceId, up_to: Generation) -> Vec<(Tier, usize)> {
+        self.tiers.remaining(namespace, up_to)
+    }
+
+    /// Pages of an earlier run, before anything else; answers with how many are back.
+    pub fn reinstate(&mut self, records: Vec<SlotRecord>) -> usize {
+        self.tiers.reinstate(records).0
+    }
+
+    /// Limits the pages of a namespace in one tier.
+    pub fn set_quota(&mut self, namespace: NamespaceId, tier: Tier, pages: Option<usize>) {
+        self.tiers.set_quota(namespace, tier, pages);
+    }
+
+    /// How each tier stands, and what has travelled.
+    pub fn tier_report(&self) -> (Vec<TierStats>, TierCounters) {
+        (self.tiers.tier_stats(), self.tiers.counters())
+    }
+
+    /// Pages of a namespace, by tier.
+    pub fn used(&self, namespace: NamespaceId) -> Vec<(Tier, usize)> {
+        let used = |tier: Tier| Some((tier, self.tiers.index(tier)?.used(namespace)));
+        Tier::ALL.into_iter().filter_map(used).collect()
+    }
+
+    /// The trees of a tier as text.
+    pub fn dump(&self, tier: Tier) -> Option<String> {
+        Some(self.tiers.index(tier)?.dump())
     }
 
     /// How far a purge is; a finished one is forgotten by this call.

@@ -18,7 +18,7 @@ use base::{Nanos, Tier};
 use kvcache::{ColdOrder, ColdOutcome, JournalNote, PrefetchEnd, PrefetchId, Ticket, TierEvent};
 
 use super::sharing::{Owner, PrefixHash, page_hashes};
-use super::{PrefixCache, Scheduler, Stream};
+use super::{Scheduler, Stream};
 use crate::plan::Moved;
 use crate::stats::EngineStats;
 
@@ -149,7 +149,7 @@ impl Promotions {
 impl Scheduler {
     /// Starts to load what a cold tier holds of the stream's prompt, if that is worth it.
     pub(super) fn promote(&mut self, stream: &mut Stream, now: Nanos) {
-        if !self.tiers.is_tiered() || self.config.prefix_cache == PrefixCache::Off {
+        if !self.tiers.is_tiered() || !self.retains(stream) {
             return;
         }
         let key = self.tree_key(stream);

@@ -87,7 +87,9 @@ fn soak(steps: u64, seed: u64) -> u64 {
         }
         if rng.below(900) == 0 {
             let running = if rng.below(2) == 0 { PurgeRunning::Wait } else { PurgeRunning::Cancel };
-            h.scheduler.purge(NamespaceId(rng.below(2)), running);
+            let namespace = NamespaceId(rng.below(2));
+            let up_to = h.scheduler.generation(namespace);
+            h.scheduler.purge(namespace, up_to, running);
         }
         if rng.below(2) == 0 {
             h.cold(rng.below(6) as usize);

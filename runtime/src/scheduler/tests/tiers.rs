@@ -126,7 +126,7 @@ fn a_failed_step_costs_the_device_and_not_the_host() {
 }
 
 fn purge(h: &mut Harness, running: PurgeRunning) -> PurgeState {
-    let (id, _) = h.scheduler.purge(NamespaceId(0), running);
+    let id = h.scheduler.purge(NamespaceId(0), Generation(0), running);
     for _ in 0..500 {
         h.tick();
         h.cold(64);

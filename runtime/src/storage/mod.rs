@@ -1,0 +1,325 @@
+//! The bytes behind the tiers of one replica: host memory, disk, object store, their index and keys.
+//!
+//! ```text
+//!  scheduler ── orders, notes ──▶ Storage ──▶ NvmeTier, ObjectTier (own threads)
+//!      ▲                             ├──────▶ scrubber (host frames)
+//!      └──── ticket, outcome ────────┘ └────▶ Journal
+//! ```
+//!
+//! Nothing here decides which page lies where, and nothing blocks the scheduler's thread: what cannot be
+//! queued is answered as failed at once. Without a key store the keys of this process are its own and a
+//! restart finds nothing, which is the default: memory that forgets by itself needs no promise.
+
+mod index;
+mod keys;
+mod orders;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use base::{Clock, FrameId, Tier, bytes_human};
+use kvcache::{
+    ColdOrder, ColdOutcome, ColdWork, EvictionKind, Fault, JournalNote, LowerConfig, SlotRecord, Ticket,
+    WritePolicy,
+};
+use transfer::{
+    ArenaError, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing, NvmeConfig, NvmeTier,
+    OpenError, PageTier, StartWith, TierIoStats,
+};
+
+use crate::executor::ExecutorShape;
+use index::Index;
+pub use keys::{Keys, KeysError, Namespace, NamespaceSpec, Retention};
+
+/// Erase and scrub orders that may wait for the scrubber.
+const SCRUBS_MAX: usize = 1024;
+
+/// What a replica keeps below the device, as meant.
+#[derive(Clone, Debug)]
+pub struct StorageConfig {
+    pub host: TierRoom,
+    pub nvme: Option<(PathBuf, TierRoom)>,
+    pub object: Option<(PathBuf, TierRoom)>,
+    pub eviction: EvictionKind,
+    /// Where keys survive a restart; `None` keeps them in memory only.
+    pub key_store: Option<KeyStorePaths>,
+    pub namespaces: Vec<NamespaceSpec>,
+}
+
+/// How much of a tier, and when it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct TierRoom {
+    pub bytes: u64,
+    pub write: WritePolicy,
+}
+
+/// The file of wrapped keys, and the file of the key that wraps them.
+#[derive(Clone, Debug)]
+pub struct KeyStorePaths {
+    pub store: PathBuf,
+    pub node_key: PathBuf,
+}
+
+impl StorageConfig {
+    /// Nothing below the device.
+    pub fn device_only() -> Self {
+        Self {
+            host: TierRoom { bytes: 0, write: WritePolicy::default() },
+            nvme: None,
+            object: None,
+            eviction: EvictionKind::default(),
+            key_store: None,
+            namespaces: Vec::new(),
+        }
+    }
+}
+
+/// Why storage could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    #[error("a cold tier needs host memory to pass through: give the host tier room for {needed} or more")]
+    NoHost { needed: String },
+    #[error("the {tier} tier has room for {bytes}, but one page takes {page}")]
+    TooSmall { tier: Tier, bytes: String, page: String },
+    #[error("host memory: {0}")]
+    Host(#[from] ArenaError),
+    #[error("the {tier} tier in {dir}: {source}")]
+    Tier { tier: Tier, dir: PathBuf, source: OpenError },
+    #[error("the index in {dir}: {source}")]
+    Journal { dir: PathBuf, source: JournalError },
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("threads: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Where answers go; called on the tiers' threads.
+pub type OutcomeSink = Arc<dyn Fn(Ticket, ColdOutcome) + Send + Sync>;
+
+/// See the module's header.
+pub struct Storage {
+    host: Option<Arc<HostArena>>,
+    tiers: Vec<Box<dyn PageTier>>,
+    journal: Option<(Arc<Journal>, Index)>,
+    scrubber: Option<SyncSender<(Ticket, Vec<FrameId>)>>,
+    shape: StorageShape,
+    sink: OutcomeSink,
+    /// Entries given back by a full journal: the index then knows less than there is.
+    unrecorded: u64,
+}
+
+/// What the scheduler must know of it.
+#[derive(Debug, Default)]
+pub struct Opened {
+    pub lower: Vec<LowerConfig>,
+    /// Pages of an earlier run.
+    pub records: Vec<SlotRecord>,
+    pub recovery_ns: u64,
+}
+
+#[derive(Clone, Debug)]
+struct StorageShape {
+    page_bytes: usize,
+    layout: [u8; 32],
+}
+
+/// Counters for metrics and reports.
+#[derive(Clone, Debug, Default)]
+pub struct StorageStats {
+    pub tiers: Vec<(Tier, TierIoStats)>,
+    pub journal: Option<JournalStats>,
+    pub unrecorded: u64,
+    pub host_is_pinned: bool,
+}
+
+impl Storage {
+    /// Opens every tier; `sink` hears of every order exactly once.
+    pub fn open(
+        config: &StorageConfig,
+        shape: &ExecutorShape,
+        keys: &Keys,
+        clock: &Arc<dyn Clock>,
+        sink: OutcomeSink,
+    ) -> Result<(Self, Opened), StorageError> {
+        let page = shape.page_bytes as u64;
+        let mut opened = Opened::default();
+        let mut storage = Self {
+            host: None,
+            tiers: Vec::new(),
+            journal: None,
+            scrubber: None,
+            shape: StorageShape { page_bytes: shape.page_bytes, layout: layout_of(shape) },
+            sink,
+            unrecorded: 0,
+        };
+        let is_cold = config.nvme.is_some() || config.object.is_some();
+        if config.host.bytes < page {
+            return match is_cold {
+                true => Err(StorageError::NoHost { needed: bytes_human(page * 64) }),
+                false => Ok((storage, opened)),
+            };
+        }
+        let frames = places(Tier::Host, &config.host, page)?;
+        let host = Arc::new(HostArena::new(frames, shape.page_bytes)?);
+        storage.scrubber = Some(scrubber(Arc::clone(&host), Arc::clone(&storage.sink))?);
+        opened.lower.push(lower(Tier::Host, frames, &config.host, config.eviction));
+        storage.host = Some(host);
+        if let Some((dir, room)) = &config.nvme {
+            let slots = storage.open_nvme(dir, room, page, keys, clock, &mut opened)?;
+            opened.lower.push(lower(Tier::Nvme, slots, room, config.eviction));
+        }
+        Ok((storage, opened))
+    }
+
+    fn open_nvme(
+        &mut self,
+        dir: &std::path::Path,
+        room: &TierRoom,
+        page: u64,
+        keys: &Keys,
+        clock: &Arc<dyn Clock>,
+        opened: &mut Opened,
+    ) -> Result<u32, StorageError> {
+        let slots = places(Tier::Nvme, room, page)?;
+        let config = NvmeConfig {
+            start: if keys.is_kept() { StartWith::WhatIsThere } else { StartWith::Nothing },
+            ..NvmeConfig::new(dir, slots, self.shape.page_bytes)
+        };
+        let host = Arc::clone(self.host.as_ref().expect("opened before the cold tiers"));
+        let sink = Arc::clone(&self.sink);
+        let done = Box::new(move |done| {
+            let (ticket, outcome) = orders::outcome(done);
+            sink(ticket, outcome);
+        });
+        // The index first: one of another model or layout throws the slots away with it.
+        if keys.is_kept() {
+            self.open_index(dir, keys.ring(), clock, opened)?;
+        }
+        let tier = NvmeTier::open(config, host, keys.ring(), Arc::clone(clock), done);
+        let tier = tier.map_err(|source| StorageError::Tier { tier: Tier::Nvme, dir: dir.into(), source })?;
+        self.tiers.push(Box::new(tier));
+        Ok(slots)
+    }
+
+    fn open_index(
+        &mut self,
+        dir: &std::path::Path,
+        ring: Arc<KeyRing>,
+        clock: &Arc<dyn Clock>,
+        opened: &mut Opened,
+    ) -> Result<(), StorageError> {
+        let config = JournalConfig::new(dir, self.shape.layout);
+        let (journal, recovered) = Journal::open(&config, ring, &**clock)
+            .map_err(|source| StorageError::Journal { dir: dir.into(), source })?;
+        opened.recovery_ns = recovered.took_ns;
+        let (index, records) = Index::recover(recovered);
+        opened.records = records;
+        self.journal = Some((Arc::new(journal), index));
+        Ok(())
+    }
+
+    /// Where moves between device and host go.
+    pub fn host(&self) -> Option<Arc<HostArena>> {
+        self.host.clone()
+    }
+
+    /// Hands orders to the threads that carry them out. Those that cannot be queued fail at once.
+    pub fn submit(&mut self, orders: Vec<ColdOrder>) {
+        let mut by_tier: Vec<(Tier, Vec<ColdOrder>)> = Vec::new();
+        for order in orders {
+            match by_tier.last_mut() {
+                Some((tier, batch)) if *tier == order.tier => batch.push(order),
+                _ => by_tier.push((order.tier, vec![order])),
+            }
+        }
+        for (tier, batch) in by_tier {
+            match tier {
+                Tier::Device | Tier::Host => batch.into_iter().for_each(|order| self.scrub(order)),
+                _ => self.submit_cold(tier, batch),
+            }
+        }
+    }
+
+    fn scrub(&self, order: ColdOrder) {
+        let refused = match (order.work, &self.scrubber) {
+            (ColdWork::ScrubFrames { frames }, Some(scrubber)) => {
+                scrubber.try_send((order.ticket, frames)).is_err()
+            }
+            _ => true,
+        };
+        if refused {
+            (self.sink)(order.ticket, ColdOutcome::Failed(Fault::Unavailable));
+        }
+    }
+
+    fn submit_cold(&self, tier: Tier, batch: Vec<ColdOrder>) {
+        let jobs = batch.into_iter().map(|order| orders::job(order, &self.shape.layout, self.shape.page_bytes));
+        let jobs: Vec<transfer::Job> = jobs.collect();
+        let refused = match self.tiers.iter().find(|of| of.tier() == tier) {
+            Some(of) => of.submit(jobs).err().unwrap_or_default(),
+            None => jobs,
+        };
+        for job in refused {
+            (self.sink)(Ticket(job.ticket()), ColdOutcome::Failed(Fault::Unavailable));
+        }
+    }
+
+    /// Records what the index must know after a restart.
+    pub fn record(&mut self, notes: Vec<JournalNote>) {
+        let Some((journal, index)) = &mut self.journal else { return };
+        let entries = index.entries(notes);
+        if let Err(refused) = journal.submit(entries) {
+            self.unrecorded += refused.len() as u64;
+        }
+    }
+
+    /// The index, to be waited for by whoever must know that it is on the disk.
+    pub fn journal(&self) -> Option<Arc<Journal>> {
+        self.journal.as_ref().map(|(journal, _)| Arc::clone(journal))
+    }
+
+    pub fn stats(&self) -> StorageStats {
+        StorageStats {
+            tiers: self.tiers.iter().map(|tier| (tier.tier(), tier.stats())).collect(),
+            journal: self.journal.as_ref().map(|(journal, _)| journal.stats()),
+            unrecorded: self.unrecorded,
+            host_is_pinned: self.host.as_ref().is_some_and(|host| host.is_pinned()),
+        }
+    }
+}
+
+/// The device pool's layout and the model's arithmetic together: a page of either is another page.
+fn layout_of(shape: &ExecutorShape) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    Sha256::new().chain_update(shape.model.0).chain_update(shape.layout).finalize().into()
+}
+
+fn places(tier: Tier, room: &TierRoom, page: u64) -> Result<u32, StorageError> {
+    match u32::try_from(room.bytes / page) {
+        Ok(0) => {
+            Err(StorageError::TooSmall { tier, bytes: bytes_human(room.bytes), page: bytes_human(page) })
+        }
+        places => Ok(places.unwrap_or(u32::MAX)),
+    }
+}
+
+fn lower(tier: Tier, pages: u32, room: &TierRoom, policy: EvictionKind) -> LowerConfig {
+    LowerConfig { policy, write: room.write, ..LowerConfig::new(tier, pages) }
+}
+
+/// A thread that overwrites host frames and reads them back.
+fn scrubber(
+    host: Arc<HostArena>,
+    sink: OutcomeSink,
+) -> std::io::Result<SyncSender<(Ticket, Vec<FrameId>)>> {
+    let (send, inbox) = sync_channel::<(Ticket, Vec<FrameId>)>(SCRUBS_MAX);
+    base::spawn("scrub", move || {
+        while let Ok((ticket, frames)) = inbox.recv() {
+            // A busy frame is still being read or written: it is not clean, and the report will say so.
+            let clean = frames.iter().filter(|&&frame| host.scrub(frame).unwrap_or(false)).count();
+            sink(ticket, ColdOutcome::Erased { probed: clean as u32 });
+        }
+    })?;
+    Ok(send)
+}
