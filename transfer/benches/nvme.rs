@@ -2,7 +2,7 @@
 //! writes of the same size, depth and order, in the same run and interleaved.
 //!
 //! `cargo bench -p quire-transfer --bench nvme -- [DIR] [--bytes N] [--rounds N] [--depth N]
-//! [--workers N] [--threads]`. The raw side is one thread on one io_uring with registered buffers,
+//! [--workers N] [--threads] [--only KIB]`. The raw side is one thread on one io_uring with registered buffers,
 //! which is what `fio --ioengine=io_uring --direct=1 --fixedbufs` does. Also: the cipher alone,
 //! copying into frames against copying, and how long an index takes to recover.
 
@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use base::{ChainHash, Clock, FrameId, Generation, NamespaceId, SlotId, SplitMix, SystemClock, Tier};
 use io_uring::{IoUring, opcode, types};
@@ -30,6 +30,8 @@ struct Args {
     depth: usize,
     workers: usize,
     io: IoChoice,
+    /// One size, in KiB, and nothing else.
+    only: Option<usize>,
 }
 
 fn main() {
@@ -42,16 +44,20 @@ fn main() {
         args.bytes >> 20,
         args.rounds
     );
-    cipher(&clock, args.rounds);
-    copies(&clock, args.rounds);
+    if args.only.is_none() {
+        cipher(&clock, args.rounds);
+        copies(&clock, args.rounds);
+    }
     println!(
         "{:>6} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7}",
         "size", "raw write", "store", "ratio", "raw read", "load", "ratio"
     );
-    for size in SIZES {
+    for size in SIZES.into_iter().filter(|s| args.only.is_none_or(|only| only == s >> 10)) {
         disk(&args, &clock, size);
     }
-    recovery(&args, &clock);
+    if args.only.is_none() {
+        recovery(&args, &clock);
+    }
 }
 
 fn args() -> Args {
@@ -62,6 +68,7 @@ fn args() -> Args {
         depth: 16,
         workers: 1,
         io: IoChoice::Auto,
+        only: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -71,6 +78,7 @@ fn args() -> Args {
             "--rounds" => out.rounds = number(),
             "--depth" => out.depth = number(),
             "--workers" => out.workers = number(),
+            "--only" => out.only = Some(number()),
             "--threads" => out.io = IoChoice::Threads,
             "--bench" => (),
             dir => out.dir = PathBuf::from(dir),
@@ -210,10 +218,10 @@ fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
     let _ = std::fs::remove_dir_all(&args.dir);
 }
 
-/// The tier, kept busy with twice its depth.
+/// The tier, and frames enough that those in use differ.
 struct Driver {
     tier: NvmeTier,
-    answers: Receiver<Done>,
+    answers: Arc<Answers>,
     seals: Vec<PageSeal>,
     window: usize,
     size: usize,
@@ -221,7 +229,7 @@ struct Driver {
 
 impl Driver {
     fn new(args: &Args, clock: &Arc<dyn Clock>, size: usize, count: usize) -> Self {
-        let window = args.depth * 2;
+        let window = count.min(args.depth * 64);
         let arena = Arc::new(HostArena::new(window as u32, size).unwrap());
         for frame in 0..window as u32 {
             arena.write(FrameId(frame)).unwrap().fill(frame as u8);
@@ -231,10 +239,13 @@ impl Driver {
             workers: args.workers,
             io: args.io,
             start: StartWith::Nothing,
+            queue_max: count,
+            queue_timeout: Duration::from_secs(600),
             ..NvmeConfig::new(&args.dir.join("tier"), count as u32, size)
         };
-        let (send, answers) = channel();
-        let sink = Box::new(move |done| drop(send.send(done)));
+        let answers = Arc::new(Answers::default());
+        let theirs = Arc::clone(&answers);
+        let sink = Box::new(move |done| theirs.take(done));
         let tier = NvmeTier::open(config, arena, keys(), Arc::clone(clock), sink).unwrap();
         let seals = vec![PageSeal { nonce: [0; 12], tag: [0; 16] }; count];
         Self { tier, answers, seals, window, size }
@@ -255,32 +266,43 @@ impl Driver {
         });
     }
 
-    /// A ticket is `slot << 32 | frame`; an answer frees its frame for the next job.
+    /// One batch of everything, as a restore or a write-back sends it; waits for the last answer.
     fn drive(&mut self, order: &[u32], job: impl Fn(u32, FrameId, u64, &[PageSeal]) -> Job) {
-        let mut next = order.iter().copied();
-        let mut frames: Vec<u32> = (0..self.window as u32).collect();
-        let mut open = 0;
-        loop {
-            let mut jobs = Vec::new();
-            while let Some(frame) = frames.pop() {
-                let Some(slot) = next.next() else { break };
-                let ticket = u64::from(slot) << 32 | u64::from(frame);
-                jobs.push(job(slot, FrameId(frame), ticket, &self.seals));
-            }
-            open += jobs.len();
-            self.tier.submit(jobs).expect("room in the queue");
-            if open == 0 {
-                return;
-            }
-            let first = self.answers.recv().unwrap();
-            for done in std::iter::once(first).chain(self.answers.try_iter().take(self.window)) {
-                if let Finished::Stored(seal) = done.outcome.unwrap() {
-                    self.seals[(done.ticket >> 32) as usize] = seal;
-                }
-                frames.push(done.ticket as u32);
-                open -= 1;
+        let jobs = order.iter().zip((0..self.window as u32).cycle());
+        let jobs = jobs.map(|(slot, frame)| job(*slot, FrameId(frame), u64::from(*slot), &self.seals));
+        let jobs = jobs.collect();
+        self.answers.expect(order.len());
+        self.tier.submit(jobs).expect("room in the queue");
+        for done in self.answers.wait() {
+            if let Finished::Stored(seal) = done.outcome.unwrap() {
+                self.seals[done.ticket as usize] = seal;
             }
         }
+    }
+}
+
+/// Collects answers; wakes who waits for them once.
+#[derive(Default)]
+struct Answers {
+    done: Mutex<(Vec<Done>, usize)>,
+    all: Condvar,
+}
+
+impl Answers {
+    fn expect(&self, count: usize) {
+        *self.done.lock().unwrap() = (Vec::with_capacity(count), count);
+    }
+    fn take(&self, answer: Done) {
+        let mut done = self.done.lock().unwrap();
+        done.0.push(answer);
+        if done.0.len() == done.1 {
+            self.all.notify_one();
+        }
+    }
+    fn wait(&self) -> Vec<Done> {
+        let done = self.done.lock().unwrap();
+        let mut done = self.all.wait_while(done, |(all, count)| all.len() < *count).unwrap();
+        std::mem::take(&mut done.0)
     }
 }
 

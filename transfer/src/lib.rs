@@ -5,6 +5,7 @@
 //! PageTier    store, load, erase between frames and slots, by message
 //!   NvmeTier    sealed slots in files: O_DIRECT, io_uring
 //! Journal     the index: which page lies in which slot, across a restart
+//! KeyStore    namespaces and their wrapped keys, across a restart
 //! KeyRing     data keys by namespace generation; destroying one ends its pages everywhere
 //! ```
 //!
@@ -16,6 +17,8 @@ mod error;
 mod job;
 mod journal;
 mod keyring;
+mod keystore;
+mod nodekey;
 mod nvme;
 mod seal;
 
@@ -27,5 +30,7 @@ pub use journal::{
     RecoveredTree,
 };
 pub use keyring::KeyRing;
+pub use keystore::{KeyStore, KeyStoreError, NamespaceSecrets, StoredNamespace};
+pub use nodekey::{KeyWrap, NodeKey, NodeKeyError, WrapError};
 pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
 pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};

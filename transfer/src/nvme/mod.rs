@@ -20,7 +20,7 @@ mod segment;
 mod threads;
 mod uring;
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -39,6 +39,10 @@ use crate::arena::{ALIGN, HostArena, round_up};
 use crate::error::OpenError;
 use crate::job::{DoneSink, Job, PageTier, TierIoStats};
 use crate::keyring::KeyRing;
+
+/// How often a directory's lock is tried, and how long between.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// How a tier on disk is made.
 #[derive(Clone)]
@@ -296,13 +300,16 @@ impl DirLock {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let file = options.open(&path).map_err(|e| OpenError::io(&path, e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(OpenError::Locked { path: dir.display().to_string() })
+        // A predecessor that is being killed, and a child of ours between fork and exec, hold the lock
+        // for a moment longer.
+        for _ in 0..LOCK_TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::Error(error)) => return Err(OpenError::io(&path, error)),
             }
-            Err(std::fs::TryLockError::Error(error)) => Err(OpenError::io(&path, error)),
         }
+        Err(OpenError::Locked { path: dir.display().to_string() })
     }
 }
 
