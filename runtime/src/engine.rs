@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
@@ -20,7 +20,7 @@ use crate::request::{Event, Refusal, Request};
 use crate::scheduler::{PurgeRunning, SchedulerConfig, driver};
 use crate::stats::EngineStats;
 use crate::storage::{
-    Keys, Namespace, OutcomeSink, Storage, StorageConfig, StorageError, StorageStats,
+    DEFAULT, Keys, Namespace, OutcomeSink, Storage, StorageConfig, StorageError, StorageStats,
 };
 
 /// A running sequence's events. Dropping it before its end aborts the sequence. Its queue is bounded by
@@ -82,6 +82,11 @@ pub(crate) enum Message {
     Inspect {
         namespaces: Vec<NamespaceId>,
         answer: oneshot::Sender<CacheReport>,
+    },
+    /// The trees of a tier as text.
+    Dump {
+        tier: Tier,
+        answer: oneshot::Sender<Option<String>>,
     },
     /// Drop every cached page that nobody uses; answers with how many.
     ClearCache(oneshot::Sender<usize>),
@@ -281,6 +286,20 @@ impl Engine {
         let (answer, report) = oneshot::channel();
         self.shared.inbox.send(Message::Inspect { namespaces, answer }).ok()?;
         report.await.ok()
+    }
+
+    /// Its namespaces by id and name; the default's alone if it was given none.
+    pub(crate) fn namespaces(&self) -> Vec<(NamespaceId, String)> {
+        let Some(keys) = &self.shared.keys else { return vec![(NamespaceId(0), DEFAULT.to_owned())] };
+        let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.namespaces().iter().map(|namespace| (namespace.id, namespace.spec.name.clone())).collect()
+    }
+
+    /// The trees of a tier as text; `None` if it has none such.
+    pub async fn dump(&self, tier: Tier) -> Option<String> {
+        let (answer, text) = oneshot::channel();
+        self.shared.inbox.send(Message::Dump { tier, answer }).ok()?;
+        text.await.ok()?
     }
 
     /// The keys of its namespaces, if it has any but the default's.

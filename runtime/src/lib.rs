@@ -16,6 +16,7 @@ pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod plan;
+pub mod purge;
 pub mod request;
 pub mod scheduler;
 pub mod stats;

@@ -21,6 +21,7 @@ mod keystore;
 mod nodekey;
 mod nvme;
 mod seal;
+mod signer;
 
 pub use arena::{ALIGN, ArenaError, FrameBusy, FrameRead, FrameWrite, HostArena, OwnedRead, OwnedWrite};
 pub use error::{OpenError, TierError};
@@ -34,3 +35,4 @@ pub use keystore::{KeyStore, KeyStoreError, NamespaceSecrets, StoredNamespace};
 pub use nodekey::{KeyWrap, NodeKey, NodeKeyError, WrapError};
 pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
 pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};
+pub use signer::{NodeSigner, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verify};

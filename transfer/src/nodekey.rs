@@ -56,36 +56,47 @@ pub struct NodeKey(SealingKey);
 impl NodeKey {
     /// Reads a key of 32 raw bytes or 64 hex digits.
     pub fn load(path: &Path) -> Result<Self, NodeKeyError> {
-        let name = || path.display().to_string();
-        let io = |source| NodeKeyError::Io { path: name(), source };
-        let file = File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(NodeKeyError::Readable { path: name(), mode });
-        }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(128));
-        file.take(128).read_to_end(&mut bytes).map_err(io)?;
-        let mut key = parse(&bytes).ok_or_else(|| NodeKeyError::Form { path: name() })?;
+        let mut key = secret(path)?;
         Ok(Self(SealingKey::new(&DataKey::new(&mut key))))
     }
 
     /// Writes a new key with mode 0600, unless there is a file, and reads it.
     pub fn load_or_create(path: &Path) -> Result<Self, NodeKeyError> {
-        let io = |source| NodeKeyError::Io { path: path.display().to_string(), source };
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        match file {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Self::load(path),
-            Err(error) => return Err(io(error)),
-            Ok(mut file) => {
-                let mut key = [0; 32];
-                random(&mut key).map_err(|e| io(io::Error::other(e)))?;
-                let text = Zeroizing::new(hex(&key) + "\n");
-                key.zeroize();
-                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-            }
-        }
-        Self::load(path)
+        let mut key = secret_or_create(path)?;
+        Ok(Self(SealingKey::new(&DataKey::new(&mut key))))
     }
+}
+
+/// 32 secret bytes of a file that nobody else may read.
+pub(crate) fn secret(path: &Path) -> Result<Zeroizing<[u8; 32]>, NodeKeyError> {
+    let name = || path.display().to_string();
+    let io = |source| NodeKeyError::Io { path: name(), source };
+    let file = File::open(path).map_err(io)?;
+    let mode = file.metadata().map_err(io)?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(NodeKeyError::Readable { path: name(), mode });
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(128));
+    file.take(128).read_to_end(&mut bytes).map_err(io)?;
+    parse(&bytes).map(Zeroizing::new).ok_or_else(|| NodeKeyError::Form { path: name() })
+}
+
+/// As [`secret`], written first with mode 0600 if there is no file.
+pub(crate) fn secret_or_create(path: &Path) -> Result<Zeroizing<[u8; 32]>, NodeKeyError> {
+    let io = |source| NodeKeyError::Io { path: path.display().to_string(), source };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match file {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return secret(path),
+        Err(error) => return Err(io(error)),
+        Ok(mut file) => {
+            let mut key = [0; 32];
+            random(&mut key).map_err(|e| io(io::Error::other(e)))?;
+            let text = Zeroizing::new(hex(&key) + "\n");
+            key.zeroize();
+            file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+        }
+    }
+    secret(path)
 }
 
 impl std::fmt::Debug for NodeKey {

@@ -7,13 +7,14 @@ use axum::http::HeaderMap;
 use base::{Clock, SplitMix};
 use tokio::sync::Semaphore;
 
-use crate::api::auth::Keys;
+use crate::api::auth::{Caller, Keys};
 use crate::api::config::ServerConfig;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::engine::{Engine, Health};
 use crate::metrics::ServerMetrics;
 use crate::text::Text;
+use transfer::NodeSigner;
 
 /// The server's shared state; cheap to clone.
 ///
@@ -35,6 +36,7 @@ struct Inner {
     metrics: Arc<ServerMetrics>,
     lanes: Arc<Semaphore>,
     waiting: AtomicUsize,
+    signer: OnceLock<NodeSigner>,
 }
 
 /// What serves once a model is loaded.
@@ -62,7 +64,7 @@ impl App {
     /// A server that is up and has no model yet.
     pub fn loading(config: ServerConfig, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
-            keys: Keys::new(&config.api_keys),
+            keys: Keys::new(&config.api_keys, &config.admin_keys, &config.tenants),
             entropy: Entropy { base: config.entropy, drawn: AtomicU64::new(0) },
             lanes: Arc::new(Semaphore::new(config.text_lanes.max(1))),
             config,
@@ -72,6 +74,7 @@ impl App {
             open: AtomicU64::new(0),
             metrics: Arc::new(ServerMetrics::default()),
             waiting: AtomicUsize::new(0),
+            signer: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -87,6 +90,19 @@ impl App {
         let fingerprint = format!("fp_{}", engine.shape().model);
         let since = self.inner.clock.unix_ms() / 1000;
         let _ = self.inner.replica.set(Replica { engine, text: Arc::new(text), fingerprint, since });
+    }
+
+    /// Signs purge reports from now on. Without it a key of this process does.
+    pub fn sign_with(&self, signer: NodeSigner) {
+        let _ = self.inner.signer.set(signer);
+    }
+
+    pub(crate) fn signer(&self) -> Result<&NodeSigner, ApiError> {
+        if self.inner.signer.get().is_none() {
+            let fresh = NodeSigner::random().map_err(|error| ApiError::internal(error.to_string()))?;
+            let _ = self.inner.signer.set(fresh);
+        }
+        self.inner.signer.get().ok_or_else(|| ApiError::internal("no signing key"))
     }
 
     /// Not ready any more, nothing new is taken; what runs goes on.
@@ -146,7 +162,7 @@ impl App {
         }
     }
 
-    pub(crate) fn authorize(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    pub(crate) fn authorize(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         self.inner.keys.check(headers)
     }
 

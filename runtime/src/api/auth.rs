@@ -1,23 +1,72 @@
-//! Bearer keys, compared without telling by time how much of a guess was right.
+//! Bearer keys: who calls, compared without telling by time how much of a guess was right.
+//!
+//! A key belongs to a namespace, and with it everything its requests leave in the cache. Server-wide keys
+//! belong to the default namespace and may operate the server; a tenant's key may not. Admin keys, where
+//! there are any, are the only ones that may.
 
 use axum::http::{HeaderMap, header};
+use base::NamespaceId;
 use sha2::{Digest, Sha256};
 
 use crate::api::error::ApiError;
+use crate::storage::Retention;
 
-/// Digests of the accepted keys; empty = everyone may.
+/// On whose behalf a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub namespace: NamespaceId,
+    pub retention: Retention,
+    pub role: Role,
+}
+
+/// What a caller may do beside asking for answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    User,
+    Operator,
+}
+
+impl Default for Caller {
+    /// Anyone, on a server without keys.
+    fn default() -> Self {
+        Self { namespace: NamespaceId(0), retention: Retention::Keep, role: Role::Operator }
+    }
+}
+
+/// A tenant's keys, as the server is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantKeys {
+    pub namespace: NamespaceId,
+    pub retention: Retention,
+    pub keys: Vec<String>,
+}
+
+/// Digests of the accepted keys and whose they are; empty = everyone may.
 pub(crate) struct Keys {
-    digests: Vec<[u8; 32]>,
+    known: Vec<([u8; 32], Caller)>,
+    /// Whether callers without a key are anyone's equal.
+    is_open: bool,
 }
 
 impl Keys {
-    pub fn new(keys: &[String]) -> Self {
-        Self { digests: keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect() }
+    /// `keys` open the default namespace, `admin` operates the server.
+    pub fn new(keys: &[String], admin: &[String], tenants: &[TenantKeys]) -> Self {
+        let digest = |key: &String| -> [u8; 32] { Sha256::digest(key.as_bytes()).into() };
+        let role = if admin.is_empty() { Role::Operator } else { Role::User };
+        let mut known: Vec<_> =
+            keys.iter().map(|key| (digest(key), Caller { role, ..Caller::default() })).collect();
+        known.extend(admin.iter().map(|key| (digest(key), Caller::default())));
+        for tenant in tenants {
+            let (namespace, retention) = (tenant.namespace, tenant.retention);
+            let caller = Caller { namespace, retention, role: Role::User };
+            known.extend(tenant.keys.iter().map(|key| (digest(key), caller)));
+        }
+        Self { is_open: keys.is_empty() && tenants.is_empty(), known }
     }
 
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if self.digests.is_empty() {
-            return Ok(());
+    pub fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        if self.known.is_empty() {
+            return Ok(Caller::default());
         }
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = given.and_then(|value| {
@@ -25,20 +74,24 @@ impl Keys {
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
         let Some(token) = token else {
-            return Err(ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"));
+            // Only admin keys are set: answers are for all, operating is not.
+            return match self.is_open {
+                true => Ok(Caller { role: Role::User, ..Caller::default() }),
+                false => Err(ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY")),
+            };
         };
-        if self.holds(token) { Ok(()) } else { Err(ApiError::unauthorized("the API key is not known")) }
+        self.owner(token).ok_or_else(|| ApiError::unauthorized("the API key is not known"))
     }
 
     /// Compares digests, all of them and in full: neither length, prefix nor place of a key shows.
-    fn holds(&self, token: &str) -> bool {
+    fn owner(&self, token: &str) -> Option<Caller> {
         let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let mut found = 0u8;
-        for digest in &self.digests {
+        let mut found = None;
+        for (digest, caller) in &self.known {
             let differing = digest.iter().zip(given).fold(0, |acc, (a, b)| acc | (a ^ b));
-            found |= u8::from(differing == 0);
+            found = if differing == 0 { Some(*caller) } else { found };
         }
-        found != 0
+        found
     }
 }
 
@@ -46,17 +99,46 @@ impl Keys {
 mod tests {
     use super::*;
 
+    fn ask(keys: &Keys, value: &str) -> Option<Caller> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+        keys.check(&headers).ok()
+    }
+
     #[test]
     fn any_of_several_keys_opens_and_nothing_else_does() {
-        let keys = Keys::new(&["one".into(), "two".into()]);
-        let ask = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-            keys.check(&headers).is_ok()
-        };
-        assert!(ask("Bearer one") && ask("bearer two"));
-        assert!(!ask("Bearer three") && !ask("Bearer on") && !ask("Basic one") && !ask("one"));
+        let keys = Keys::new(&["one".into(), "two".into()], &[], &[]);
+        assert!(ask(&keys, "Bearer one").is_some() && ask(&keys, "bearer two").is_some());
+        for wrong in ["Bearer three", "Bearer on", "Basic one", "one"] {
+            assert!(ask(&keys, wrong).is_none());
+        }
         assert!(keys.check(&HeaderMap::new()).is_err());
-        assert!(Keys::new(&[]).check(&HeaderMap::new()).is_ok());
+        assert!(Keys::new(&[], &[], &[]).check(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn a_tenants_key_is_its_namespace_and_no_operator() {
+        let tenant = TenantKeys {
+            namespace: NamespaceId(7),
+            retention: Retention::Nothing,
+            keys: vec!["acme".into()],
+        };
+        let keys = Keys::new(&["house".into()], &[], &[tenant.clone()]);
+        let caller = ask(&keys, "Bearer acme").unwrap();
+        assert_eq!(
+            (caller.namespace, caller.retention, caller.role),
+            (NamespaceId(7), Retention::Nothing, Role::User)
+        );
+        assert_eq!(ask(&keys, "Bearer house").unwrap().role, Role::Operator);
+        let keys = Keys::new(&["house".into()], &["root".into()], &[tenant]);
+        assert_eq!(ask(&keys, "Bearer house").unwrap().role, Role::User);
+        assert_eq!(ask(&keys, "Bearer root").unwrap().role, Role::Operator);
+    }
+
+    #[test]
+    fn with_admin_keys_alone_answers_are_open_and_operating_is_not() {
+        let keys = Keys::new(&[], &["root".into()], &[]);
+        assert_eq!(keys.check(&HeaderMap::new()).unwrap().role, Role::User);
+        assert_eq!(ask(&keys, "Bearer root").unwrap().role, Role::Operator);
     }
 }

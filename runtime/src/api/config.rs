@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use base::Limits;
 
+use crate::api::auth::TenantKeys;
+
 /// Plain values; the command line fills them.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -12,6 +14,10 @@ pub struct ServerConfig {
     pub models: Vec<String>,
     /// Accepted bearer keys; empty = no check.
     pub api_keys: Vec<String>,
+    /// Keys that may operate the server; empty = the server-wide keys may, or anyone where there are none.
+    pub admin_keys: Vec<String>,
+    /// Namespaces beside the default one, with the keys of their users.
+    pub tenants: Vec<TenantKeys>,
     pub limits: Limits,
     /// Open connections; further ones wait in the kernel's backlog.
     pub connections_max: usize,
@@ -41,6 +47,8 @@ impl Default for ServerConfig {
         Self {
             models: vec!["quire".into()],
             api_keys: Vec::new(),
+            admin_keys: Vec::new(),
+            tenants: Vec::new(),
             limits: Limits::default(),
             connections_max: 8192,
             drain: Duration::from_secs(30),

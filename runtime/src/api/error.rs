@@ -63,6 +63,10 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"))
     }
 
+    pub fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message, Some("forbidden"))
+    }
+
     pub fn body_too_large(limit: usize) -> Self {
         let message = format!("the request body is larger than {}", base::bytes_human(limit as u64));
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, message, Some("request_too_large"))

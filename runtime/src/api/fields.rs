@@ -46,6 +46,21 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Refuses fields that are not among `known`: where a misspelt one would do something else than
+    /// was meant.
+    pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        match self.map.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => {
+                let name = self.name(key);
+                Err(ApiError::invalid(
+                    name.clone(),
+                    format!("`{name}` is not known here: {}", known.join(", ")),
+                ))
+            }
+        }
+    }
+
     pub fn map(&self) -> &'a Map<String, Value> {
         self.map
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::api::answer::Answer;
 use crate::api::app::{App, Replica, Ticket};
+use crate::api::auth::Caller;
 use crate::api::choice::{Choice, ChoiceStart, Echo};
 use crate::api::error::ApiError;
 use crate::api::params::Params;
@@ -53,12 +54,13 @@ pub(crate) enum DefaultMax {
 /// Runs `prepared` and answers with its stream or body.
 pub(crate) async fn answer(
     app: &App,
+    caller: Caller,
     ticket: Arc<Ticket>,
     arrived: Nanos,
     prepared: Prepared,
 ) -> Result<Response<Body>, ApiError> {
     let replica = app.replica()?;
-    let choices = submit(app, replica, &prepared)?;
+    let choices = submit(app, replica, caller, &prepared)?;
     let count = choices.len();
     let lengths: Vec<usize> = prepared.prompts.iter().map(|prompt| prompt.tokens.len()).collect();
     let (clock, metrics) = (Arc::clone(app.clock()), Arc::clone(app.metrics()));
@@ -92,7 +94,12 @@ pub(crate) fn json_response(body: &Value) -> Response<Body> {
 }
 
 /// Starts every choice of every prompt. On a refusal those already started are aborted by their drop.
-fn submit(app: &App, replica: &Replica, prepared: &Prepared) -> Result<Vec<Choice>, ApiError> {
+fn submit(
+    app: &App,
+    replica: &Replica,
+    caller: Caller,
+    prepared: &Prepared,
+) -> Result<Vec<Choice>, ApiError> {
     let seed = prepared.params.seed.unwrap_or_else(|| app.entropy().draw());
     let mut choices = Vec::with_capacity(prepared.prompts.len() * prepared.params.n);
     for prompt in &prepared.prompts {
@@ -100,14 +107,26 @@ fn submit(app: &App, replica: &Replica, prepared: &Prepared) -> Result<Vec<Choic
         for k in 0..prepared.params.n {
             let seed = seed.wrapping_add(k as u64);
             let params = Arc::new(SamplingParams { seed, ..prepared.params.sampling.clone() });
-            choices.push(start(replica, prepared, prompt, params, length, choices.len())?);
+            let tenant = tenant(caller, &prepared.params);
+            choices.push(start(replica, tenant, prepared, prompt, params, length, choices.len())?);
         }
     }
     Ok(choices)
 }
 
+/// Whose pages the request may share: the caller's namespace, within it those of the same salt.
+fn tenant(caller: Caller, asked: &Params) -> Tenant {
+    Tenant {
+        namespace: caller.namespace,
+        retention: caller.retention,
+        salt: asked.cache_salt.clone(),
+        ..Tenant::default()
+    }
+}
+
 fn start(
     replica: &Replica,
+    tenant: Tenant,
     prepared: &Prepared,
     prompt: &Prompt,
     params: Arc<SamplingParams>,
@@ -120,7 +139,7 @@ fn start(
     let scored = asked.prompt_logprobs.or(params.logprobs.filter(|_| echoes));
     let request = Request {
         id: replica.engine.next_id(),
-        tenant: Tenant { salt: asked.cache_salt.clone(), ..Tenant::default() },
+        tenant,
         prompt: Arc::clone(&prompt.tokens),
         params: Arc::clone(&params),
         max_tokens: length.max_tokens,

@@ -10,6 +10,7 @@
 //! serializer here: the connection's own task polls the sequence's events and writes a prepared chunk
 //! around the escaped text.
 
+mod admin;
 mod answer;
 mod app;
 mod auth;
@@ -30,6 +31,7 @@ mod whole;
 mod wire;
 
 pub use app::App;
+pub use auth::TenantKeys;
 pub use config::{MetricsAlias, ServerConfig, os_entropy};
 pub use router::PATHS;
 pub use serve::{Drained, runtime, serve};

@@ -18,12 +18,13 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 
 use crate::api::app::{App, Replica, Ticket};
+use crate::api::auth::{Caller, Role};
 use crate::api::error::ApiError;
 use crate::api::generate::{self, Prepared};
-use crate::api::{chat, completion, ops, tokens};
+use crate::api::{admin, chat, completion, ops, tokens};
 
 /// Every path of the server, in the order of `openapi.json`, which describes them.
-pub const PATHS: [&str; 13] = [
+pub const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -37,6 +38,9 @@ pub const PATHS: [&str; 13] = [
     "/version",
     "/openapi.json",
     "/reset_prefix_cache",
+    "/v1/admin/cache",
+    "/v1/admin/cache/tree",
+    "/v1/admin/purge",
 ];
 
 pub(crate) fn router(app: App) -> Router {
@@ -54,6 +58,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/version", get(ops::version))
         .route("/openapi.json", get(ops::openapi))
         .route("/reset_prefix_cache", post(ops::reset_prefix_cache))
+        .route("/v1/admin/cache", get(admin::cache))
+        .route("/v1/admin/cache/tree", get(admin::tree))
+        .route("/v1/admin/purge", post(purge))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), enter))
@@ -63,15 +70,25 @@ pub(crate) fn router(app: App) -> Router {
 /// Open to anyone: probes and scrapes come without a key.
 const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
 
+/// Paths that act on more than the caller's own.
+fn is_operators(path: &str) -> bool {
+    path == "/reset_prefix_cache" || path.starts_with("/v1/admin/")
+}
+
 /// Ticket, key, panics, request id, status count.
 async fn enter(State(app): State<App>, mut request: Request, next: Next) -> Response<Body> {
     let ticket = app.ticket(request.headers());
     let name = HeaderValue::from_str(&ticket.name);
-    let open = OPEN.contains(&request.uri().path());
-    let allowed = if open { Ok(()) } else { app.authorize(request.headers()) };
+    let path = request.uri().path();
+    let allowed = if OPEN.contains(&path) { Ok(Caller::default()) } else { app.authorize(request.headers()) };
+    let allowed = allowed.and_then(|caller| match caller.role {
+        Role::User if is_operators(path) => Err(ApiError::forbidden("this key may not operate the server")),
+        _ => Ok(caller),
+    });
     let mut response = match allowed {
         Err(error) => error.response(),
-        Ok(()) => {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
             request.extensions_mut().insert(ticket);
             CatchPanic(Box::pin(next.run(request))).await.unwrap_or_else(|panic| {
                 tracing::error!(panic, "a request handler panicked");
@@ -101,9 +118,11 @@ async fn generate(app: App, request: Request, prepare: Prepare) -> Result<Respon
     app.health()?;
     let ticket = request.extensions().get::<Arc<Ticket>>().map(Arc::clone);
     let ticket = ticket.ok_or_else(|| ApiError::internal("a request without a ticket"))?;
+    let caller = request.extensions().get::<Caller>().copied();
+    let caller = caller.ok_or_else(|| ApiError::internal("a request without a caller"))?;
     let body = read(&app, request).await?;
     let prepared = app.prepare(body.len(), move |app| prepare(app, app.replica()?, &parse(&body)?)).await?;
-    generate::answer(&app, ticket, arrived, prepared).await
+    generate::answer(&app, caller, ticket, arrived, prepared).await
 }
 
 async fn tokenize(State(app): State<App>, request: Request) -> Response<Body> {
@@ -121,6 +140,14 @@ async fn convert(app: App, request: Request, convert: Convert) -> Result<Respons
     let body = read(&app, request).await?;
     let value = app.prepare(body.len(), move |app| convert(app, app.replica()?, &parse(&body)?)).await?;
     Ok(generate::json_response(&value))
+}
+
+async fn purge(State(app): State<App>, request: Request) -> Response<Body> {
+    let answer = async {
+        let body = read(&app, request).await?;
+        admin::purge(&app, &parse(&body)?).await
+    };
+    respond(answer.await)
 }
 
 async fn unknown_path(request: Request) -> Response<Body> {

@@ -146,6 +146,9 @@ impl Driver {
             Message::Inspect { namespaces, answer } => {
                 let _ = answer.send(self.inspect(&namespaces));
             }
+            Message::Dump { tier, answer } => {
+                let _ = answer.send(self.scheduler.dump(tier));
+            }
             Message::Drain => {
                 self.is_draining = true;
                 self.report_health();

@@ -35,8 +35,8 @@ use std::time::Duration;
 
 use base::{Generation, NamespaceId, NamespaceKey, Nanos, RequestId, SeqId, StepId, Tier};
 use kvcache::{
-    SlotRecord, TierCounters, TierStats,
-    CacheConfig, EvictionKind, IntegrityError, LowerConfig, PurgeId, PurgeState, Tiers, TiersConfig,
+    CacheConfig, EvictionKind, IntegrityError, LowerConfig, PurgeId, PurgeState, SlotRecord, TierCounters,
+    TierStats, Tiers, TiersConfig,
 };
 
 use crate::executor::ExecutorShape;

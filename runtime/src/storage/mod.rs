@@ -30,7 +30,7 @@ use transfer::{
 
 use crate::executor::ExecutorShape;
 use index::Index;
-pub use keys::{Keys, KeysError, Namespace, NamespaceSpec, Retention};
+pub use keys::{DEFAULT, Keys, KeysError, Namespace, NamespaceSpec, Retention};
 
 /// Erase and scrub orders that may wait for the scrubber.
 const SCRUBS_MAX: usize = 1024;
@@ -254,7 +254,8 @@ impl Storage {
     }
 
     fn submit_cold(&self, tier: Tier, batch: Vec<ColdOrder>) {
-        let jobs = batch.into_iter().map(|order| orders::job(order, &self.shape.layout, self.shape.page_bytes));
+        let jobs =
+            batch.into_iter().map(|order| orders::job(order, &self.shape.layout, self.shape.page_bytes));
         let jobs: Vec<transfer::Job> = jobs.collect();
         let refused = match self.tiers.iter().find(|of| of.tier() == tier) {
             Some(of) => of.submit(jobs).err().unwrap_or_default(),
@@ -309,10 +310,7 @@ fn lower(tier: Tier, pages: u32, room: &TierRoom, policy: EvictionKind) -> Lower
 }
 
 /// A thread that overwrites host frames and reads them back.
-fn scrubber(
-    host: Arc<HostArena>,
-    sink: OutcomeSink,
-) -> std::io::Result<SyncSender<(Ticket, Vec<FrameId>)>> {
+fn scrubber(host: Arc<HostArena>, sink: OutcomeSink) -> std::io::Result<SyncSender<(Ticket, Vec<FrameId>)>> {
     let (send, inbox) = sync_channel::<(Ticket, Vec<FrameId>)>(SCRUBS_MAX);
     base::spawn("scrub", move || {
         while let Ok((ticket, frames)) = inbox.recv() {
