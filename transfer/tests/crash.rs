@@ -35,8 +35,12 @@ fn the_process_that_is_killed() {
     let (journal, recovered) = index(&dir);
     let mut bench = Bench::nvme(config(&dir));
     if recovered.pages.is_empty() {
-        let tree =
-            Entry::Tree { tree: 1, namespace: NamespaceId(1), generation: Generation(1), key: b"tree".to_vec() };
+        let tree = Entry::Tree {
+            tree: 1,
+            namespace: NamespaceId(1),
+            generation: Generation(1),
+            key: b"tree".to_vec(),
+        };
         journal.submit(vec![tree]).unwrap();
     }
     let mut last: Option<u32> = None;
@@ -79,7 +83,8 @@ fn kill_after(dir: &Path, seed: u64, stores: u64) {
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let stored = lines.map_while(Result::ok).filter(|line| line.contains("stored")).take(stores as usize).count();
+    let stored =
+        lines.map_while(Result::ok).filter(|line| line.contains("stored")).take(stores as usize).count();
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(stored as u64, stores, "the child was killed, it did not end");

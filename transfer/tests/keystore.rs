@@ -118,7 +118,8 @@ fn another_node_key_or_a_changed_file_is_said_and_nothing_is_overwritten() {
     let other = Arc::new(NodeKey::load_or_create(&dir.path().join("other.key")).unwrap());
     assert_eq!(KeyStore::open(&path, other).unwrap_err().kind(), "wrapped");
     // A key under another generation or name does not open either.
-    for (from, to) in [("\"generation\": 1", "\"generation\": 2"), ("tenant-1", "tenant-2"), ("\"id\": 1", "\"id\": 2")]
+    for (from, to) in
+        [("\"generation\": 1", "\"generation\": 2"), ("tenant-1", "tenant-2"), ("\"id\": 1", "\"id\": 2")]
     {
         assert_ne!(good.replace(from, to), good);
         std::fs::write(&path, good.replace(from, to)).unwrap();
