@@ -66,7 +66,7 @@ fn args() -> Args {
         bytes: 512 << 20,
         rounds: 5,
         depth: 16,
-        workers: 1,
+        workers: 2,
         io: IoChoice::Auto,
         only: None,
     };

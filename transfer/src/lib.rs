@@ -6,12 +6,14 @@
 //!   NvmeTier    sealed slots in files: O_DIRECT, io_uring
 //! Journal     the index: which page lies in which slot, across a restart
 //! KeyStore    namespaces and their wrapped keys, across a restart
+//!   ObjectTier  sealed objects in a store; a directory for now
 //! KeyRing     data keys by namespace generation; destroying one ends its pages everywhere
 //! ```
 //!
 //! Which page lies where is the cache's business; this crate moves bytes, seals them, and says what
 //! went wrong. Every failure is a typed miss.
 
+mod answers;
 mod arena;
 mod error;
 mod job;
@@ -20,6 +22,7 @@ mod keyring;
 mod keystore;
 mod nodekey;
 mod nvme;
+mod object;
 mod seal;
 mod signer;
 
@@ -34,5 +37,6 @@ pub use keyring::KeyRing;
 pub use keystore::{KeyStore, KeyStoreError, NamespaceSecrets, StoredNamespace};
 pub use nodekey::{KeyWrap, NodeKey, NodeKeyError, WrapError};
 pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
+pub use object::{ObjectConfig, ObjectTier};
 pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};
 pub use signer::{NodeSigner, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verify};

@@ -1,6 +1,7 @@
 //! What the tests share: a tier's surroundings, answers by ticket, and disks that misbehave.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -8,8 +9,8 @@ use base::{
     ChainHash, Clock, FrameId, Generation, ManualClock, NamespaceId, SlotId, SplitMix, SystemClock, Tier,
 };
 use quire_transfer::{
-    DataKey, Done, DoneSink, Finished, HostArena, Job, KeyRing, NvmeConfig, NvmeTier, PageLabel, PageSeal,
-    PageTier, TierError,
+    DataKey, Done, DoneSink, Finished, HostArena, Job, KeyRing, NvmeConfig, NvmeTier, ObjectConfig,
+    ObjectTier, PageLabel, PageSeal, PageTier, TierError,
 };
 
 pub const PAGE: usize = 3 * 4096;
@@ -74,6 +75,14 @@ impl Bench {
     pub fn nvme(config: NvmeConfig) -> Self {
         Self::start(&move |arena, keys, clock, sink| {
             Box::new(NvmeTier::open(config.clone(), arena, keys, clock, sink).unwrap())
+        })
+    }
+
+    pub fn objects(dir: &Path) -> Self {
+        let dir = dir.to_owned();
+        Self::start(&move |arena, keys, clock, sink| {
+            let config = ObjectConfig::new(20, PAGE);
+            Box::new(ObjectTier::open_dir(dir.clone(), config, arena, keys, clock, sink).unwrap())
         })
     }
 

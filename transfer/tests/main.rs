@@ -5,3 +5,4 @@ mod crash;
 mod journal;
 mod keystore;
 mod nvme;
+mod object;

@@ -8,7 +8,7 @@
 //! lane back when the kernel is really done, and only then can its buffer and slot be used again.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use base::{Clock, FrameId, Nanos, SlotId};
 
 use super::disk::{Direction, DiskIo, Place};
 use super::segment::{Missing, Segments};
+use crate::answers::Answers;
 use crate::arena::{HostArena, round_up};
 use crate::error::TierError;
-use crate::job::{Done, DoneSink, Finished, Job, TierIoStats};
+use crate::job::{DoneSink, Finished, Job, TierIoStats};
 use crate::keyring::KeyRing;
 use crate::seal::{PageLabel, PageSeal};
 
@@ -32,13 +33,14 @@ pub(crate) struct Core {
     pub queue_timeout: Duration,
     pub queue_max: usize,
     pub page_bytes: usize,
-    sink: DoneSink,
+    answers: Answers,
     queue: Mutex<Queue>,
     /// For blocking threads and the eraser.
     ready: Condvar,
     lanes: Box<[Mutex<Lane>]>,
     stuck: Mutex<HashSet<SlotId>>,
-    pub counters: Counters,
+    /// Workers whose buffers the kernel has registered.
+    pub registered: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -68,18 +70,6 @@ enum Lane {
     GivenUp {
         writes: Vec<SlotId>,
     },
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    stores: AtomicU64,
-    loads: AtomicU64,
-    erased: AtomicU64,
-    store_bytes: AtomicU64,
-    load_bytes: AtomicU64,
-    refused: AtomicU64,
-    failures: [AtomicU64; TierError::KINDS.len()],
-    pub registered: AtomicUsize,
 }
 
 /// An operation whose bytes are to be moved.
@@ -120,6 +110,7 @@ pub(crate) struct Parts {
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
+        let answers = Answers::new(Arc::clone(&parts.clock), parts.sink);
         Self {
             arena: parts.arena,
             keys: parts.keys,
@@ -130,12 +121,12 @@ impl Core {
             queue_timeout: parts.queue_timeout,
             queue_max: parts.queue_max,
             page_bytes: parts.page_bytes,
-            sink: parts.sink,
+            answers,
             queue: Mutex::default(),
             ready: Condvar::new(),
             lanes: (0..parts.lanes).map(|_| Mutex::new(Lane::Free)).collect(),
             stuck: Mutex::default(),
-            counters: Counters::default(),
+            registered: AtomicUsize::new(0),
         }
     }
 
@@ -146,7 +137,7 @@ impl Core {
         let waiting = queue.moves.len() + queue.erases.len();
         if queue.stopped || waiting + jobs.len() > self.queue_max {
             drop(queue);
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.answers.refuse();
             return Err(jobs);
         }
         for job in jobs {
@@ -210,22 +201,13 @@ impl Core {
         let queued = queue.moves.len() + queue.erases.len();
         drop(queue);
         let count = |pick: fn(&Lane) -> bool| self.lanes.iter().filter(|lane| pick(&lock(lane))).count();
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let failures = TierError::KINDS.iter().zip(&self.counters.failures);
         TierIoStats {
-            stores: read(&self.counters.stores),
-            loads: read(&self.counters.loads),
-            erased_slots: read(&self.counters.erased),
-            store_bytes: read(&self.counters.store_bytes),
-            load_bytes: read(&self.counters.load_bytes),
-            failures: failures.map(|(kind, n)| (*kind, read(n))).filter(|(_, n)| *n > 0).collect(),
             queued,
             in_flight: count(|lane| matches!(lane, Lane::Busy { .. })),
             stuck: count(|lane| matches!(lane, Lane::GivenUp { .. })),
-            refused: read(&self.counters.refused),
             direct: self.segments.is_direct(),
-            uring: false,
-            registered: self.counters.registered.load(Ordering::Relaxed) > 0,
+            registered: self.registered.load(Ordering::Relaxed) > 0,
+            ..self.answers.stats()
         }
     }
 }
@@ -308,10 +290,7 @@ impl Core {
             }
             (Ok(_), Direction::Write) => Err(TierError::KeyGone),
         };
-        match outcome {
-            Ok(finished) => self.answer(op.ticket, op.since, finished, u64::from(op.label.bytes)),
-            Err(error) => self.fail(op.ticket, op.since, error),
-        }
+        self.answer(op.ticket, op.since, outcome, u64::from(op.label.bytes));
     }
 
     fn open(&self, op: &Op, staging: &[u8]) -> Result<Finished, TierError> {
@@ -396,25 +375,12 @@ impl Core {
         self.fail(ticket, since, TierError::TimedOut { after_ms: after.as_millis() as u64 });
     }
 
-    pub fn answer(&self, ticket: u64, since: Nanos, finished: Finished, bytes: u64) {
-        let (count, of) = match finished {
-            Finished::Stored(_) => (&self.counters.stores, Some(&self.counters.store_bytes)),
-            Finished::Loaded => (&self.counters.loads, Some(&self.counters.load_bytes)),
-            Finished::Erased { .. } => (&self.counters.erased, None),
-        };
-        let more = if let Finished::Erased { probed, .. } = finished { u64::from(probed) } else { 1 };
-        count.fetch_add(more, Ordering::Relaxed);
-        if let Some(of) = of {
-            of.fetch_add(bytes, Ordering::Relaxed);
-        }
-        let took_ns = self.clock.now().since(since).as_nanos() as u64;
-        (self.sink)(Done { ticket, outcome: Ok(finished), bytes, took_ns });
+    pub fn answer(&self, ticket: u64, since: Nanos, outcome: Result<Finished, TierError>, bytes: u64) {
+        self.answers.give(ticket, since, outcome, bytes);
     }
 
     pub fn fail(&self, ticket: u64, since: Nanos, error: TierError) {
-        self.counters.failures[error.index()].fetch_add(1, Ordering::Relaxed);
-        let took_ns = self.clock.now().since(since).as_nanos() as u64;
-        (self.sink)(Done { ticket, outcome: Err(error), bytes: 0, took_ns });
+        self.answers.fail(ticket, since, error);
     }
 
     /// A stuck slot among these, if there is one.

@@ -39,10 +39,8 @@ fn serve(core: &Core, lane: usize, staging: &mut [u8], waiting: Waiting) {
         return;
     }
     let bytes = slots.len() as u64 * core.segments.slot_bytes() as u64;
-    match outcome {
-        Ok((method, probed)) => core.answer(ticket, since, Finished::Erased { method, probed }, bytes),
-        Err(error) => core.fail(ticket, since, error),
-    }
+    let outcome = outcome.map(|(method, probed)| Finished::Erased { method, probed });
+    core.answer(ticket, since, outcome, bytes);
 }
 
 fn check(core: &Core, slots: &[SlotId]) -> Result<(), TierError> {

@@ -81,7 +81,7 @@ impl NvmeConfig {
             slot_bytes: round_up(page_bytes),
             segment_bytes: 128 << 20,
             depth: 16,
-            workers: 1,
+            workers: 2,
             io: IoChoice::Auto,
             queue_max: 4096,
             op_timeout: Duration::from_secs(5),

@@ -120,7 +120,7 @@ impl<'a> Engine<'a> {
             .collect();
         // SAFETY: the buffers outlive the ring: `Engine::drop` waits for the kernel or leaks them.
         let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
-        core.counters.registered.fetch_add(usize::from(registered), Ordering::Relaxed);
+        core.registered.fetch_add(usize::from(registered), Ordering::Relaxed);
         Ok(Self {
             core,
             waker,
