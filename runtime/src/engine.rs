@@ -121,6 +121,8 @@ pub struct CacheReport {
     pub namespaces: Vec<(NamespaceId, Vec<(Tier, usize)>)>,
     /// Those under way.
     pub purges: Vec<PurgeState>,
+    /// Nothing is being copied or waits to be.
+    pub is_settled: bool,
     pub storage: StorageStats,
 }
 

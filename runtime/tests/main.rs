@@ -10,4 +10,5 @@ mod hit_miss;
 mod loading;
 mod oracle_candle;
 mod oracle_mlx;
+mod tiers;
 mod tiny;

@@ -509,6 +509,11 @@ impl Tiers {
         std::iter::once(device).chain(lower).collect()
     }
 
+    /// Whether nothing is on its way or waits to be.
+    pub fn is_settled(&self) -> bool {
+        self.runs.is_empty() && self.moves.is_empty() && self.orders.is_empty() && self.reading.is_empty()
+    }
+
     /// Pages of orders without an answer.
     pub fn in_flight(&self) -> usize {
         self.in_flight

@@ -202,6 +202,7 @@ impl Driver {
             counters,
             namespaces: namespaces.iter().map(|&id| (id, self.scheduler.used(id))).collect(),
             purges: open.into_iter().filter_map(|id| self.scheduler.purge_state(id)).collect(),
+            is_settled: self.scheduler.is_settled(),
             storage: self.storage.as_ref().map(Storage::stats).unwrap_or_default(),
         }
     }

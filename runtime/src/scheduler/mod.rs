@@ -264,6 +264,11 @@ impl Scheduler {
         (self.tiers.tier_stats(), self.tiers.counters())
     }
 
+    /// Whether nothing is being copied between tiers or waits to be.
+    pub fn is_settled(&self) -> bool {
+        self.tiers.is_settled()
+    }
+
     /// Pages of a namespace, by tier.
     pub fn used(&self, namespace: NamespaceId) -> Vec<(Tier, usize)> {
         let used = |tier: Tier| Some((tier, self.tiers.index(tier)?.used(namespace)));

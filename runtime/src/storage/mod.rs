@@ -24,8 +24,8 @@ use kvcache::{
     WritePolicy,
 };
 use transfer::{
-    ArenaError, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing, NvmeConfig, NvmeTier,
-    OpenError, PageTier, StartWith, TierIoStats,
+    ArenaError, DoneSink, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing, NvmeConfig,
+    NvmeTier, ObjectConfig, ObjectTier, OpenError, PageTier, StartWith, TierIoStats,
 };
 
 use crate::executor::ExecutorShape;
@@ -169,6 +169,10 @@ impl Storage {
             let slots = storage.open_nvme(dir, room, page, keys, clock, &mut opened)?;
             opened.lower.push(lower(Tier::Nvme, slots, room, config.eviction));
         }
+        if let Some((dir, room)) = &config.object {
+            let slots = storage.open_object(dir, room, page, keys, clock, &mut opened)?;
+            opened.lower.push(lower(Tier::Object, slots, room, config.eviction));
+        }
         Ok((storage, opened))
     }
 
@@ -187,19 +191,46 @@ impl Storage {
             ..NvmeConfig::new(dir, slots, self.shape.page_bytes)
         };
         let host = Arc::clone(self.host.as_ref().expect("opened before the cold tiers"));
-        let sink = Arc::clone(&self.sink);
-        let done = Box::new(move |done| {
-            let (ticket, outcome) = orders::outcome(done);
-            sink(ticket, outcome);
-        });
         // The index first: one of another model or layout throws the slots away with it.
         if keys.is_kept() {
             self.open_index(dir, keys.ring(), clock, opened)?;
         }
-        let tier = NvmeTier::open(config, host, keys.ring(), Arc::clone(clock), done);
+        let tier = NvmeTier::open(config, host, keys.ring(), Arc::clone(clock), self.done_sink());
         let tier = tier.map_err(|source| StorageError::Tier { tier: Tier::Nvme, dir: dir.into(), source })?;
         self.tiers.push(Box::new(tier));
         Ok(slots)
+    }
+
+    fn open_object(
+        &mut self,
+        dir: &std::path::Path,
+        room: &TierRoom,
+        page: u64,
+        keys: &Keys,
+        clock: &Arc<dyn Clock>,
+        opened: &mut Opened,
+    ) -> Result<u32, StorageError> {
+        let slots = places(Tier::Object, room, page)?;
+        // One index for all cold tiers; it lies with the nearest.
+        if keys.is_kept() && self.journal.is_none() {
+            self.open_index(dir, keys.ring(), clock, opened)?;
+        }
+        let config = ObjectConfig::new(slots, self.shape.page_bytes);
+        let host = Arc::clone(self.host.as_ref().expect("opened before the cold tiers"));
+        let sink = self.done_sink();
+        let tier = ObjectTier::open_dir(dir.into(), config, host, keys.ring(), Arc::clone(clock), sink);
+        let tier =
+            tier.map_err(|source| StorageError::Tier { tier: Tier::Object, dir: dir.into(), source })?;
+        self.tiers.push(Box::new(tier));
+        Ok(slots)
+    }
+
+    fn done_sink(&self) -> DoneSink {
+        let sink = Arc::clone(&self.sink);
+        Box::new(move |done| {
+            let (ticket, outcome) = orders::outcome(done);
+            sink(ticket, outcome);
+        })
     }
 
     fn open_index(
