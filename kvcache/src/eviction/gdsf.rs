@@ -20,11 +20,11 @@ pub(super) struct Gdsf {
 }
 
 impl Eviction for Gdsf {
-    fn rank(&self, usage: Usage) -> Rank {
+    fn rank(&mut self, usage: Usage) -> Rank {
         Rank { value: self.clock + u64::from(usage.frequency), tick: usage.tick }
     }
 
-    fn evicted(&mut self, rank: Rank) {
+    fn evicted(&mut self, rank: Rank, _pages: usize) {
         self.clock = self.clock.max(rank.value);
     }
 
@@ -39,12 +39,12 @@ impl Eviction for Gdsf {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EvictionKind;
     use super::super::testing::run;
-    use super::*;
     use expect_test::expect;
 
     fn gdsf(script: &str) -> String {
-        run(Box::new(Gdsf::default()), script)
+        run(EvictionKind::Gdsf, script)
     }
 
     #[test]
