@@ -147,7 +147,7 @@ fn exponential(rng: &mut SplitMix, mean: f64) -> f64 {
 }
 
 fn lognormal(rng: &mut SplitMix, median: f64, sigma: f64) -> f64 {
-    median * (sigma * f64::from(rng.normal())).exp()
+    median * (sigma * rng.normal()).exp()
 }
 
 /// One of `n`, the first ones more common: nearly Zipf with exponent `s`, not 1.
@@ -294,7 +294,10 @@ fn phases(seed: u64, n: usize) -> Vec<Prompt> {
     let of = [Family::Resumed, Family::Scans, Family::Loop, Family::Turns];
     let phase = |(k, family): (usize, Family)| -> Vec<Prompt> {
         let requests = family.requests(seed + k as u64, n / of.len());
-        requests.into_iter().map(|r| r.into_iter().map(|id| (k as u64) << 32 | u64::from(id)).collect()).collect()
+        requests
+            .into_iter()
+            .map(|r| r.into_iter().map(|id| (k as u64) << 32 | u64::from(id)).collect())
+            .collect()
     };
     of.into_iter().enumerate().flat_map(phase).collect()
 }
@@ -360,7 +363,9 @@ impl Oracle {
         let mut at = vec![NEVER; distinct];
         let mut next: Vec<Vec<u32>> = Vec::with_capacity(requests.len());
         for (now, request) in requests.iter().enumerate().rev() {
-            next.push(request.iter().map(|&id| std::mem::replace(&mut at[id as usize], now as u32)).collect());
+            next.push(
+                request.iter().map(|&id| std::mem::replace(&mut at[id as usize], now as u32)).collect(),
+            );
         }
         next.reverse();
         Self { next, blocks: vec![Known::default(); distinct], leaves: BTreeSet::new(), cached: 0 }

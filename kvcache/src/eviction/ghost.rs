@@ -43,7 +43,8 @@ impl Ghosts {
     pub fn put(&mut self, print: u64, memory: Memory) {
         let Some(bucket) = self.bucket(print) else { return };
         let tick = memory.tick as u32;
-        let age = |g: &Ghost| if g.seen == 0 { i64::MAX } else { i64::from(tick.wrapping_sub(g.tick) as i32) };
+        let age =
+            |g: &Ghost| if g.seen == 0 { i64::MAX } else { i64::from(tick.wrapping_sub(g.tick) as i32) };
         let slot = match bucket.iter().position(|g| g.print == print && g.seen > 0) {
             Some(i) => &mut bucket[i],
             None => bucket.iter_mut().max_by_key(|g| age(g)).expect("a bucket has slots"),

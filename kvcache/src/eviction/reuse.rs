@@ -30,7 +30,10 @@ const AGES: usize = 56;
 /// Pages of the whole pool's mean that each queue starts from.
 const POOLED: f32 = 64.0;
 /// How much more worthless than LRU's choice another must be, with a safe lead and with the worst.
-const MARGIN: (f32, f32) = (1.2, 3.0);
+const MARGIN: (f32, f32) = (1.3, 4.0);
+
+/// Pages that began to wait, in pools, before all counts are halved.
+const MEMORY: f32 = 32.0;
 
 type Ages = [f32; AGES];
 
@@ -65,7 +68,7 @@ impl Reuse {
         let tail = u32::from(usage.tail);
         self.entered[class(usage.frequency)] += fresh.saturating_sub(tail) as f32;
         self.entered[tail_queue(usage.frequency)] += tail as f32;
-        if self.entered.iter().sum::<f32>() > 16.0 * self.pages as f32 {
+        if self.entered.iter().sum::<f32>() > MEMORY * self.pages as f32 {
             self.entered.iter_mut().for_each(|n| *n *= 0.5);
             self.reused.iter_mut().flatten().for_each(|n| *n *= 0.5);
         }
@@ -155,7 +158,7 @@ impl Eviction for Reuse {
     }
 
     fn dropped(&mut self, rank: Rank, pages: usize) {
-        self.shadow.evict(rank.tick, pages as u64);
+        self.shadow.remove(rank.tick, pages as u64);
     }
 
     fn forget_evicted(&mut self) {
@@ -185,7 +188,7 @@ impl Eviction for Reuse {
     }
 
     fn ghosts_per_page(&self) -> usize {
-        2
+        3
     }
 
     fn dump(&self) -> String {
@@ -253,4 +256,96 @@ fn rates(entered: f32, reused: &Ages) -> Ages {
         hull[top] = age;
     }
     rates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EvictionKind;
+    use super::super::testing::run;
+    use super::*;
+    use expect_test::expect;
+
+    /// `n` pages, published alone, one per tick from `from`; the last pages of their prompts if `tail`.
+    fn publish(reuse: &mut Reuse, from: u64, n: u64, tail: bool) -> Vec<Rank> {
+        let usage = |tick| Usage { frequency: 1, tick, pages: 1, tail, event: Use::New };
+        (from..from + n).map(|tick| reuse.rank(usage(tick))).collect()
+    }
+
+    #[test]
+    fn with_nothing_learned_the_longest_unused_goes_first() {
+        let shown = run(EvictionKind::Reuse, "aaa b c d a !!");
+        expect!["victims bc | left d:0x1 a:3x4 | reuse lead 0 missing 2 margin 2.7"].assert_eq(&shown);
+    }
+
+    #[test]
+    fn what_comes_back_outlives_what_is_younger_and_does_not() {
+        let mut reuse = Reuse::new(1_000);
+        let mut hot = publish(&mut reuse, 0, 1, false)[0];
+        let mut once = Vec::new();
+        for tick in 1..6_000 {
+            once.extend(publish(&mut reuse, tick, 1, false));
+            if tick % 20 == 0 {
+                let event = Use::Hit(hot);
+                hot = reuse.rank(Usage { frequency: 9, tick, pages: 1, tail: false, event });
+            }
+            if tick > 900 {
+                reuse.evicted(once[tick as usize - 900], 1);
+            }
+        }
+        let young = *once.last().expect("one per tick");
+        let mut heads = [hot, young].into_iter();
+        assert!(hot.tick < young.tick && reuse.choose(&mut heads) == Some(young), "{}", reuse.dump());
+    }
+
+    #[test]
+    fn a_last_page_stands_apart_and_the_pages_before_it_do_not() {
+        let mut reuse = Reuse::new(100);
+        let tail = publish(&mut reuse, 0, 1, true)[0];
+        let body = publish(&mut reuse, 0, 1, false)[0];
+        assert_ne!(tail.value, body.value);
+        assert_eq!((reuse.inner(tail, 1), reuse.inner(body, 1)), (body, body));
+    }
+
+    #[test]
+    fn a_loss_leaves_the_choice_to_lru_until_it_is_forgiven() {
+        let mut reuse = Reuse::new(200);
+        let ranks = publish(&mut reuse, 0, 200, false);
+        assert!(reuse.margin().is_some());
+        for young in &ranks[120..] {
+            reuse.evicted(*young, 1);
+        }
+        publish(&mut reuse, 200, 80, false);
+        assert_eq!(reuse.margin(), None, "{}", reuse.dump());
+        let heads = [ranks[0], Rank { value: 3, tick: 250 }];
+        assert_eq!(reuse.choose(&mut heads.into_iter()), Some(ranks[0]));
+    }
+
+    #[test]
+    fn a_purge_leaves_nothing_to_miss() {
+        let mut reuse = Reuse::new(200);
+        let ranks = publish(&mut reuse, 0, 200, false);
+        ranks[100..].iter().for_each(|&young| reuse.evicted(young, 1));
+        assert_eq!(reuse.shadow.missing(), 100);
+        ranks[..100].iter().for_each(|&rank| reuse.dropped(rank, 1));
+        reuse.forget_evicted();
+        assert_eq!(reuse.shadow.missing(), 0);
+    }
+
+    #[test]
+    fn the_rate_looks_ahead_to_the_age_of_reuse_and_not_past_it() {
+        let mut reused = [0.0; AGES];
+        reused[bucket(100)] = 90.0;
+        let rates = rates(100.0, &reused);
+        assert!(rates[bucket(64)] > rates[bucket(8)], "nearer to the hit");
+        assert!(rates[bucket(8)] > 0.005 && rates[bucket(200)] == 0.0, "{rates:?}");
+    }
+
+    #[test]
+    fn buckets_are_half_octaves_that_begin_where_they_say() {
+        for age in [2, 3, 4, 5, 6, 7, 8, 11, 12, 1_000, 1 << 26] {
+            let bucket = bucket(age);
+            assert!(begins(bucket) <= age as f64 && (age as f64) < begins(bucket + 1), "{age} in {bucket}");
+        }
+        assert_eq!((bucket(0), bucket(u64::MAX)), (2, AGES - 1));
+    }
 }

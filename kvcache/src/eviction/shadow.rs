@@ -11,8 +11,11 @@
 
 use std::collections::VecDeque;
 
-/// Spans per pool; twice as many are kept at most before neighbours are joined.
+/// Spans per pool; four times as many are kept at most before neighbours are joined.
 const SPANS: usize = 1_024;
+
+/// A policy that was wrong once may try again: one lost hit is forgiven per so many evictions.
+const EVICTIONS_PER_PARDON: u64 = 1_000;
 
 #[derive(Clone, Copy)]
 struct Span {
@@ -26,6 +29,8 @@ pub(super) struct Shadow {
     spans: VecDeque<Span>,
     /// Pages that join a span before the next begins.
     grain: u64,
+    /// When the last span was added to; the uses of one moment stay together.
+    latest: u64,
     /// Over all spans.
     pages: u64,
     ours: u64,
@@ -34,6 +39,8 @@ pub(super) struct Shadow {
     /// Our hits less LRU's, at most `lead_max`.
     lead: i64,
     lead_max: i64,
+    /// Evictions since the last pardon.
+    behind: u64,
 }
 
 impl Shadow {
@@ -41,15 +48,17 @@ impl Shadow {
         Self {
             spans: VecDeque::new(),
             grain: (pool / SPANS).max(1) as u64,
+            latest: 0,
             pages: 0,
             ours: 0,
             pool: 0,
             lead: 0,
             lead_max: (pool / 4) as i64,
+            behind: 0,
         }
     }
 
-    /// Our hits less LRU's: what may be lost again without falling behind.
+    /// Our hits less LRU's, but for pardons: what may be lost again without falling behind.
     pub fn lead(&self) -> i64 {
         self.lead
     }
@@ -100,6 +109,14 @@ impl Shadow {
 
     /// `n` pages last used at `before` leave the pool; LRU may keep them.
     pub fn evict(&mut self, before: u64, n: u64) {
+        self.remove(before, n);
+        self.behind = if self.lead < 0 { self.behind + n } else { 0 };
+        self.lead += (self.behind / EVICTIONS_PER_PARDON) as i64;
+        self.behind %= EVICTIONS_PER_PARDON;
+    }
+
+    /// `n` pages last used at `before` leave the pool, not by choice.
+    pub fn remove(&mut self, before: u64, n: u64) {
         self.pool = self.pool.saturating_sub(n);
         if let Some(span) = self.find(before) {
             let ours = n.min(span.ours);
@@ -121,12 +138,13 @@ impl Shadow {
 
     fn put(&mut self, now: u64, n: u64) {
         match self.spans.back_mut() {
-            Some(span) if span.from == now || span.pages < self.grain => {
+            Some(span) if self.latest == now || span.pages < self.grain => {
                 span.pages += n;
                 span.ours += n;
             }
             _ => self.spans.push_back(Span { from: now, pages: n, ours: n }),
         }
+        self.latest = now;
         self.pages += n;
         self.ours += n;
         self.raise_floor();
@@ -211,6 +229,27 @@ mod tests {
         shadow.add(3, 1);
         shadow.wanted(2);
         assert_eq!((shadow.lead(), shadow.missing()), (-1, 0));
+    }
+
+    #[test]
+    fn a_loss_is_forgiven_after_many_evictions() {
+        let mut shadow = full();
+        shadow.evict(2, 1);
+        shadow.add(3, 1);
+        shadow.wanted(2);
+        let evictions = (1..).take_while(|_| {
+            shadow.evict(0, 1);
+            shadow.lead() < 0
+        });
+        assert_eq!(evictions.count() as u64 + 1, EVICTIONS_PER_PARDON);
+    }
+
+    #[test]
+    fn the_pages_of_one_moment_stay_in_one_span() {
+        let mut shadow = Shadow::new(10 * SPANS);
+        (0..1_000).for_each(|tick| (0..3).for_each(|_| shadow.add(tick, 4)));
+        (0..1_000).for_each(|tick| shadow.hit(tick, 1_000 + tick, 12));
+        assert_eq!((shadow.pages, shadow.ours, shadow.pool, shadow.lead()), (12_000, 12_000, 12_000, 0));
     }
 
     #[test]
