@@ -43,12 +43,13 @@ impl Ghosts {
     pub fn put(&mut self, print: u64, memory: Memory) {
         let Some(bucket) = self.bucket(print) else { return };
         let tick = memory.tick as u32;
-        let age =
-            |g: &Ghost| if g.seen == 0 { i64::MAX } else { i64::from(tick.wrapping_sub(g.tick) as i32) };
-        let slot = match bucket.iter().position(|g| g.print == print && g.seen > 0) {
-            Some(i) => &mut bucket[i],
-            None => bucket.iter_mut().max_by_key(|g| age(g)).expect("a bucket has slots"),
+        // The same page, or a free slot, or the longest unused.
+        let rank = |g: &Ghost| match g {
+            g if g.seen == 0 => u64::MAX - 1,
+            g if g.print == print => u64::MAX,
+            g => u64::from(tick.wrapping_sub(g.tick) ^ (1 << 31)),
         };
+        let slot = bucket.iter_mut().max_by_key(|g| rank(g)).expect("a bucket has slots");
         let seen = memory.frequency.clamp(1, FREQUENCY_MAX) | u32::from(memory.queue) << FREQUENCY_BITS;
         let before = std::mem::replace(slot, Ghost { print, tick, seen });
         self.len += usize::from(before.seen == 0);
@@ -78,8 +79,10 @@ impl Ghosts {
 
     fn bucket(&mut self, print: u64) -> Option<&mut [Ghost]> {
         let buckets = self.slots.len() / WAYS;
-        let first = (print as usize).checked_rem(buckets)? * WAYS;
-        Some(&mut self.slots[first..first + WAYS])
+        // The upper half of a product instead of a remainder, which would take a division per page.
+        let spread = print.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let first = ((u128::from(spread) * buckets as u128) >> 64) as usize * WAYS;
+        self.slots.get_mut(first..first + WAYS)
     }
 }
 

@@ -140,6 +140,8 @@ pub(crate) trait Eviction: Send {
 pub(crate) struct Evictor {
     policy: Box<dyn Eviction>,
     queues: Vec<BTreeSet<(Rank, NodeId)>>,
+    /// The first of each queue: every eviction looks at all of them.
+    heads: Vec<Option<(Rank, NodeId)>>,
     ghosts: Ghosts,
 }
 
@@ -147,8 +149,9 @@ impl Evictor {
     pub fn new(kind: EvictionKind, pages: usize) -> Self {
         let policy = kind.build(pages);
         let ghosts = Ghosts::new(pages * policy.ghosts_per_page());
-        let queues = (0..policy.queues()).map(|_| BTreeSet::new()).collect();
-        Self { policy, queues, ghosts }
+        let queues = vec![BTreeSet::new(); policy.queues()];
+        let heads = vec![None; policy.queues()];
+        Self { policy, queues, heads, ghosts }
     }
 
     pub fn rank(&mut self, usage: Usage) -> Rank {
@@ -171,18 +174,25 @@ impl Evictor {
     pub fn offer(&mut self, rank: Rank, node: NodeId) {
         let queue = self.queue(rank);
         self.queues[queue].insert((rank, node));
+        let head = &mut self.heads[queue];
+        if head.is_none_or(|head| (rank, node) < head) {
+            *head = Some((rank, node));
+        }
     }
 
     /// `node` may not be evicted any more; nothing happens if it could not be.
     pub fn withdraw(&mut self, rank: Rank, node: NodeId) {
         let queue = self.queue(rank);
         self.queues[queue].remove(&(rank, node));
+        if self.heads[queue] == Some((rank, node)) {
+            self.heads[queue] = self.queues[queue].first().copied();
+        }
     }
 
     pub fn first(&self) -> Option<NodeId> {
-        let mut heads = self.queues.iter().filter_map(|queue| queue.first()).map(|&(rank, _)| rank);
+        let mut heads = self.heads.iter().flatten().map(|&(rank, _)| rank);
         let rank = self.policy.choose(&mut heads)?;
-        self.queues[self.queue(rank)].first().map(|&(_, node)| node)
+        self.heads[self.queue(rank)].map(|(_, node)| node)
     }
 
     /// Pages of a node that stood at `rank` were evicted.
