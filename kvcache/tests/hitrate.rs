@@ -62,7 +62,7 @@ fn lru_hits_what_the_plainest_leaf_lru_hits() {
 fn hit_counts_are_the_same_on_every_machine() {
     let requests = generate(1, 1_000);
     let hits = |capacity| EvictionKind::ALL.map(|policy| replay(&requests, capacity, policy));
-    expect!["[[4762, 5312, 4747, 4897], [7697, 7786, 7662, 6710], [10276, 10125, 10274, 8911]]"]
+    expect!["[[4812, 5306, 4747, 4932], [7645, 7810, 7662, 6699], [10276, 10129, 10274, 8894]]"]
         .assert_eq(&format!("{:?}", [100, 400, 1_500].map(hits)));
 }
 
@@ -76,13 +76,16 @@ fn pools(requests: &[Request]) -> [u32; 5] {
 
 /// What the default may lose is bounded by the pool, not by the length of the trace.
 #[test]
-fn the_default_is_below_lru_by_a_twentieth_of_the_pool_and_16_pages_at_most() {
+fn the_default_is_below_lru_by_a_fiftieth_of_the_pool_and_16_pages_at_most() {
     for (family, seed) in Family::ALL.into_iter().flat_map(|f| [(f, 1), (f, 2)]) {
         let requests = family.requests(seed, REQUESTS);
         for pool in pools(&requests) {
             let [ours, lru] =
                 [EvictionKind::default(), EvictionKind::Lru].map(|kind| replay(&requests, pool, kind));
-            assert!(ours + pool as usize / 20 + 16 >= lru, "{family:?} {seed}, {pool} pages: {ours} of {lru}");
+            assert!(
+                ours + pool as usize / 50 + 16 >= lru,
+                "{family:?} {seed}, {pool} pages: {ours} of {lru}"
+            );
         }
     }
 }
@@ -121,16 +124,17 @@ fn the_default_closes_part_of_the_gap_on_every_family_that_has_more_than_recency
         format!("{:>9} {}\n", format!("{family:?}"), rates.join(" "))
     };
     expect![[r#"
-          Resumed  227/227/346  308/308/460  416/415/567  513/513/621  584/584/621
+          Resumed  228/227/346  309/308/460  416/415/567  513/513/621  584/584/621
           Recency  253/253/372  369/369/527  508/508/648  601/601/691  663/663/691
-            Turns  129/ 96/237  245/191/435  447/445/659  660/660/719  713/712/719
-           Agents  364/361/395  509/506/581  923/923/939  945/945/952  951/951/952
-        Documents  234/209/336  320/268/420  394/356/476  443/425/476  467/463/476
+            Turns  129/ 96/237  244/191/435  444/445/659  660/660/719  713/712/719
+           Agents  364/361/395  508/506/581  923/923/939  945/945/952  951/951/952
+        Documents  235/209/336  319/268/420  395/356/476  443/425/476  466/463/476
             Scans   23/ 18/ 51   32/ 26/ 51   40/ 35/ 51   46/ 46/ 51   51/ 51/ 51
-            Shift  222/188/352  327/307/406  396/394/410  397/397/410  403/403/410
+            Shift  222/188/352  326/307/406  396/394/410  397/397/410  403/403/410
            Bursts  547/528/650  671/671/671  671/671/671  671/671/671  671/671/671
-          Popular   27/ 27/140   82/ 62/232  183/144/340  251/245/381  329/327/381
-             Loop   41/ 21/125  101/ 55/157  125/106/225  136/133/367  176/146/489
-           Phases  179/177/298  296/296/394  402/402/416  416/416/416  416/416/416
-    "#]].assert_eq(&Family::ALL.map(line).concat());
+          Popular   27/ 27/140   83/ 62/232  182/144/340  251/245/381  329/327/381
+             Loop   42/ 21/125  101/ 55/157  124/106/225  137/133/367  176/146/489
+           Phases  180/177/298  295/296/394  402/402/416  416/416/416  416/416/416
+    "#]]
+    .assert_eq(&Family::ALL.map(line).concat());
 }

@@ -1,9 +1,11 @@
 //! Which unleased leaf goes first.
 //!
 //! A policy is a ranking: when a node is used it says where the node stands, lowest first, and it
-//! learns what was evicted. That is all the policies here differ in, so the order itself (`Evictor`)
-//! and the memory of evicted pages (`Ghosts`) are written once. Only leaves stand in the order, so
-//! no policy can evict a trunk before its branches.
+//! learns what was evicted. One whose values change with age ranks within queues, each by last use,
+//! and compares the heads when a page must go, so nothing is ever ranked anew. That is all the
+//! policies here differ in, so the order itself (`Evictor`) and the memory of evicted pages (`Ghosts`)
+//! are written once. Only leaves stand in the order, so no policy can evict a trunk before its
+//! branches.
 
 mod gdsf;
 mod ghost;

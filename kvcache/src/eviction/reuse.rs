@@ -9,14 +9,33 @@
 //! the queue where that is least goes first. Counts fade with the traffic, in the measure of the pool.
 //!
 //! A guess can be wrong, and a service that lives from recency alone offers nothing to learn. So
-//! [`Shadow`] counts what LRU would have hit. What was learned may be followed less and less as the lead
-//! shrinks: with a lead of one percent of the pool a page 1.2 times as worthless as LRU's choice goes
-//! instead, with none 2.1 times; and LRU decides alone when the lead, plus one percent, is less than
-//! a tenth of the pages LRU would have and we have not. With the whole instead of a tenth, one
-//! percent of the pool would be the most that any trace can cost, by proof; it forgoes three quarters
-//! of what the conversation trace has to give at 10,000 blocks. A tenth is a measured bargain.
+//! [`Shadow`] counts what LRU would have hit. What was learned is followed the less the smaller the
+//! lead over LRU: with a lead of one percent of the pool a page 1.3 times as worthless as LRU's
+//! choice goes instead, with none 2.65 times; and LRU decides alone when the lead plus one percent is
+//! less than a tenth of the pages that LRU would have and we have not, or before a quarter of the pool
+//! has been evicted, when a long loop has not come round. From a cold start that risks a tenth of the
+//! pool, once. With the whole instead of the tenth one percent would be the most that
+//! any trace can cost, by proof, and the gain at 10,000 blocks below a tenth of what it is. Losses
+//! are forgiven at one per thousand evictions, or one early mistake would end all learning.
 //!
-//! @FIGURES@
+//! Hit rates on the Mooncake conversation trace, in blocks of 512 tokens:
+//!
+//! ```text
+//!  blocks   reuse    gdsf     lru  clairvoyant
+//!   1,000   .0611   .0486   .0445        .1792
+//!   3,000   .1183   .0853   .0653        .2916
+//!  10,000   .2321   .2332   .2116        .3664
+//!  30,000   .3313   .3281   .3257        .3664
+//!  50,000   .3560   .3555   .3546        .3664
+//! ```
+//!
+//! Over eleven generated families, five pools and three seeds it is 1.7 points above LRU on average
+//! and below it in 24 of 165: by .12 points where a loop that just fits the pool is first met, else by
+//! .05 at most. What was tried in a prototype and left out: the number of turns before a page, the last
+//! gap and the length of the prompt as further classes win nothing; depth wins .1 points at 30,000
+//! blocks and loses .6 at 3,000. Queues for last pages win .36 points at 10,000: the last block of a
+//! traced prompt is seldom full, so the next turn renames it. Limit: in pools that are small against
+//! the traffic too little is remembered to learn from; SLRU is 1.7 points better at 1,000 and 3,000.
 
 use super::shadow::Shadow;
 use super::{Eviction, Memory, Rank, Usage, Use};
@@ -44,6 +63,8 @@ pub(super) struct Reuse {
     entered: [f32; QUEUES],
     reused: Box<[Ages; QUEUES]>,
     worth: Box<[Ages; QUEUES]>,
+    /// Pages to evict before what was learned counts.
+    novice: usize,
     /// Pages evicted since `worth` was computed.
     stale: usize,
     shadow: Shadow,
@@ -57,6 +78,7 @@ impl Reuse {
             entered: [0.0; QUEUES],
             reused: Box::new([[0.0; AGES]; QUEUES]),
             worth: Box::new([[0.0; AGES]; QUEUES]),
+            novice: pages / 4,
             stale: 0,
             shadow: Shadow::new(pages),
         };
@@ -106,7 +128,7 @@ impl Reuse {
     fn margin(&self) -> Option<f32> {
         let stake = (self.pages as f32 / 100.0).max(1.0);
         let lead = self.shadow.lead() as f32;
-        if lead + stake < self.shadow.missing() as f32 / 10.0 {
+        if self.novice > 0 || lead + stake < self.shadow.missing() as f32 / 10.0 {
             return None;
         }
         let safety = ((lead / stake).clamp(-1.0, 1.0) + 1.0) / 2.0;
@@ -146,6 +168,7 @@ impl Eviction for Reuse {
     fn evicted(&mut self, rank: Rank, pages: usize) {
         self.shadow.evict(rank.tick, pages as u64);
         self.stale += pages;
+        self.novice = self.novice.saturating_sub(pages);
         if self.stale > (self.pages / 16).max(256) {
             self.weigh();
         }
@@ -274,7 +297,7 @@ mod tests {
     #[test]
     fn with_nothing_learned_the_longest_unused_goes_first() {
         let shown = run(EvictionKind::Reuse, "aaa b c d a !!");
-        expect!["victims bc | left d:0x1 a:3x4 | reuse lead 0 missing 2 margin 2.7"].assert_eq(&shown);
+        expect!["victims bc | left d:0x1 a:3x4 | reuse lead 0 missing 2 lru decides"].assert_eq(&shown);
     }
 
     #[test]
@@ -308,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_loss_leaves_the_choice_to_lru_until_it_is_forgiven() {
-        let mut reuse = Reuse::new(200);
+        let mut reuse = Reuse { novice: 0, ..Reuse::new(200) };
         let ranks = publish(&mut reuse, 0, 200, false);
         assert!(reuse.margin().is_some());
         for young in &ranks[120..] {
@@ -318,6 +341,16 @@ mod tests {
         assert_eq!(reuse.margin(), None, "{}", reuse.dump());
         let heads = [ranks[0], Rank { value: 3, tick: 250 }];
         assert_eq!(reuse.choose(&mut heads.into_iter()), Some(ranks[0]));
+    }
+
+    #[test]
+    fn lru_decides_until_a_quarter_of_the_pool_was_evicted() {
+        let mut reuse = Reuse::new(200);
+        let old = publish(&mut reuse, 0, 200, false)[0];
+        reuse.evicted(old, 49);
+        assert_eq!(reuse.margin(), None);
+        reuse.evicted(old, 1);
+        assert!(reuse.margin().is_some());
     }
 
     #[test]
