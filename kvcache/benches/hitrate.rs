@@ -1,9 +1,10 @@
-//! Hit rates of each policy at several capacities, then the speed of match and insert.
+//! Hit rates of each policy at several capacities, then the speed of match, insert and eviction.
 //!
-//! `cargo bench -p quire-kvcache --bench hitrate -- [TRACE.jsonl]`. A trace has one request per line
-//! with `hash_ids`, one id per 512 tokens, equal ids meaning equal prefixes (the Mooncake format).
-//! Without one, conversations are generated from a seed: shared system prompts, turns that repeat all
-//! that came before, and one-off prompts. Hit rates take a block as one page, as published figures
+//! `cargo bench -p quire-kvcache --bench hitrate -- [TRACE.jsonl | families [SEEDS]]`. A trace has one
+//! request per line with `hash_ids`, one id per 512 tokens, equal ids meaning equal prefixes (the
+//! Mooncake format). Without one, conversations are generated from a seed. `families` replays every
+//! generated family at five capacities and says where a policy is below LRU. The last column is
+//! what one would hit who knows the future. Hit rates take a block as one page, as published figures
 //! do; times take real pages of 64 tokens.
 
 #[path = "../tests/workload.rs"]
@@ -11,7 +12,7 @@ mod workload;
 
 use base::{Clock, ModelDigest, NamespaceId, PageId, StepId, SystemClock, TokenId};
 use quire_kvcache::{Cache, CacheConfig, EvictionKind, TreeKey};
-use workload::{Request, generate, replay, serve};
+use workload::{Family, Request, clairvoyant, distinct, generate, replay, serve};
 
 const BLOCK_TOKENS: usize = 512;
 const CAPACITIES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 50_000];
@@ -20,16 +21,23 @@ const CAPACITIES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 50_000];
 type Timed = (u64, usize);
 
 fn main() {
-    let path = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let requests = match &path {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let requests = match args.first().map(String::as_str) {
+        Some("families") => {
+            return families(args.get(1).map_or(1, |seeds| seeds.parse().expect("SEEDS is a number")));
+        }
         Some(path) => read(path),
         None => generate(1, 8_000),
     };
-    let blocks: usize = requests.iter().map(Vec::len).sum();
-    let unique = 1 + requests.iter().flatten().max().copied().unwrap_or(0);
+    let (blocks, unique) = (blocks(&requests), distinct(&requests));
     println!("{} requests, {blocks} blocks, {unique} distinct", requests.len());
     hit_rates(&requests, blocks, unique);
     speed(&requests, unique);
+    EvictionKind::ALL.into_iter().for_each(|policy| under_pressure(&requests, policy));
+}
+
+fn blocks(requests: &[Request]) -> usize {
+    requests.iter().map(Vec::len).sum()
 }
 
 fn read(path: &str) -> Vec<Request> {
@@ -43,11 +51,41 @@ fn read(path: &str) -> Vec<Request> {
 }
 
 fn hit_rates(requests: &[Request], blocks: usize, unique: u32) {
-    println!("{:>10} {}", "blocks", EvictionKind::ALL.map(|p| format!("{:>8}", p.name())).join(""));
+    header("blocks");
     for capacity in CAPACITIES.into_iter().filter(|&c| c < unique).chain([unique]) {
-        let rate = |policy| replay(requests, capacity, policy) as f64 / blocks as f64;
-        println!("{capacity:>10} {}", EvictionKind::ALL.map(|p| format!("{:>8.4}", rate(p))).join(""));
+        let rate = |hits: usize| format!("{:>8.4}", hits as f64 / blocks as f64);
+        let policies = EvictionKind::ALL.map(|p| rate(replay(requests, capacity, p))).join("");
+        println!("{capacity:>16} {policies}{}", rate(clairvoyant(requests, capacity)));
     }
+}
+
+fn header(first: &str) {
+    println!("{first:>16} {} clairvoyant", EvictionKind::ALL.map(|p| format!("{:>8}", p.name())).join(""));
+}
+
+/// Capacities are shares of the distinct blocks, in percent.
+fn families(seeds: u64) {
+    header("family, blocks");
+    let mut below: Vec<(f64, String)> = Vec::new();
+    for (family, seed) in Family::ALL.into_iter().flat_map(|f| (1..=seeds).map(move |s| (f, s))) {
+        let requests = family.requests(seed, 6_000);
+        for share in [1, 3, 10, 25, 50] {
+            let capacity = (distinct(&requests) * share / 100).max(60);
+            let rate = |hits: usize| hits as f64 / blocks(&requests) as f64;
+            let rates = EvictionKind::ALL.map(|p| (p, rate(replay(&requests, capacity, p))));
+            let best = rate(clairvoyant(&requests, capacity));
+            let cells = rates.map(|(_, rate)| format!("{rate:>8.4}")).join("");
+            let label = format!("{family:?} {seed}");
+            println!("{label:>11} {capacity:>6} {cells}{best:>8.4}");
+            let of = |kind| rates.iter().find(|r| r.0 == kind).map_or(0.0, |r| r.1);
+            below.push((of(EvictionKind::default()) - of(EvictionKind::Lru), format!("{label} {capacity}")));
+        }
+    }
+    below.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mean = below.iter().map(|b| b.0).sum::<f64>() / below.len() as f64;
+    let lost = below.iter().filter(|b| b.0 < 0.0).count();
+    println!("{} less lru: mean {mean:+.4}, below in {lost} of {}", EvictionKind::default(), below.len());
+    below.iter().take(12).for_each(|(by, at)| println!("{by:+.5} {at}"));
 }
 
 /// Everything fits, so each request is inserted once and then hit whole.
@@ -79,6 +117,26 @@ fn speed(requests: &[Request], unique: u32) {
     }
     report(&cache, inserts, matches);
     of_128_pages(&clock);
+}
+
+/// A pool of a tenth of what is asked for, so that nearly every request evicts.
+fn under_pressure(requests: &[Request], policy: EvictionKind) {
+    let size = 64;
+    let pages = (distinct(requests) as usize * BLOCK_TOKENS / size / 10) as u32;
+    let mut cache = Cache::new(CacheConfig { policy, ..CacheConfig::new(pages, size as u32) });
+    let clock = SystemClock::new();
+    let mut tokens: Vec<TokenId> = Vec::new();
+    let mut times: Vec<u64> = Vec::new();
+    for request in requests {
+        fill(request, &mut tokens);
+        let start = clock.now();
+        serve(&mut cache, &tokens, size);
+        times.push(clock.now().since(start).as_nanos() as u64);
+    }
+    let total = times.iter().sum::<u64>() as f64 / 1e6;
+    times.sort_unstable();
+    let p50 = times[times.len() / 2] as f64 / 1e3;
+    println!("{policy:>8}, evicting: a request p50 {p50:.2} us, {total:.1} ms in total");
 }
 
 /// Medians beside totals: on a busy machine a total measures the neighbours.

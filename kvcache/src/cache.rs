@@ -85,7 +85,7 @@ impl Cache {
         let store = PageStore::new(pages, config.page_tokens as usize, hasher, names);
         Self {
             pool: PagePool::new(config.pages),
-            forest: Forest::new(store, Evictor::new(config.policy.build(), pages)),
+            forest: Forest::new(store, Evictor::new(config.policy, pages)),
             leases: LeaseTable::new(config.page_tokens),
             fences: Fences::default(),
             namespaces: HashMap::new(),

@@ -17,7 +17,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::TreeKey;
-use crate::eviction::{Evictor, Usage};
+use crate::eviction::{Evictor, Usage, Use};
 use crate::node::{Node, NodeId, Tree, TreeId};
 use crate::slab::Slab;
 use crate::store::PageStore;
@@ -182,6 +182,7 @@ impl Forest {
             children: 1,
             ends: 0,
             holds: u32::from(node.holds > 0),
+            rank: self.evictor.inner(node.rank, node.frequency),
             ..*node
         };
         node.start += at as u32;
@@ -255,7 +256,13 @@ impl Forest {
             let Some(parent) = node.parent else { break };
             node.frequency = node.frequency.saturating_add(1);
             node.tick = self.tick;
-            node.rank = self.evictor.rank(Usage { frequency: node.frequency, tick: self.tick });
+            node.rank = self.evictor.rank(Usage {
+                frequency: node.frequency,
+                tick: self.tick,
+                pages: node.pages.len() as u32,
+                tail: false,
+                event: Use::Hit(node.rank),
+            });
             at = parent;
         }
     }
@@ -269,9 +276,9 @@ impl Forest {
         runs.reverse();
         while let Some((frequency, run)) = runs.pop() {
             at = if self.extends(at, frequency) {
-                self.append(at, run)
+                self.append(at, run, runs.is_empty())
             } else {
-                self.attach(at, frequency, run)
+                self.attach(at, frequency, run, runs.is_empty())
             };
         }
         at
@@ -286,7 +293,7 @@ impl Forest {
             print = self.store.hasher.after(print, tokens);
             name = name.map(|name| name.next(tokens));
             self.store.write(page, tokens, print, name);
-            let frequency = 1 + self.evictor.ghosts.take(print);
+            let frequency = 1 + self.evictor.recall(print, self.tick);
             match runs.last_mut() {
                 Some((of_run, run)) if *of_run == frequency => run.push(page),
                 _ => runs.push((frequency, vec![page])),
@@ -302,27 +309,40 @@ impl Forest {
         !node.is_root() && node.children == 0 && node.ends == 1 && node.frequency == frequency
     }
 
-    fn append(&mut self, tip: NodeId, run: Vec<PageId>) -> NodeId {
+    fn append(&mut self, tip: NodeId, run: Vec<PageId>, tail: bool) -> NodeId {
         let node = &mut self.nodes[tip.0];
         self.pages += run.len();
         self.held += run.len();
         node.tick = self.tick;
-        node.rank = self.evictor.rank(Usage { frequency: node.frequency, tick: self.tick });
+        let by = run.len() as u32;
         node.pages.extend(run);
+        node.rank = self.evictor.rank(Usage {
+            frequency: node.frequency,
+            tick: self.tick,
+            pages: node.pages.len() as u32,
+            tail,
+            event: Use::Grown(node.rank, by),
+        });
         tip
     }
 
-    fn attach(&mut self, parent: NodeId, frequency: u32, pages: Vec<PageId>) -> NodeId {
+    fn attach(&mut self, parent: NodeId, frequency: u32, pages: Vec<PageId>, tail: bool) -> NodeId {
         self.pages += pages.len();
         let above = &mut self.nodes[parent.0];
         above.children += 1;
         let node = Node {
             parent: Some(parent),
             start: above.end(),
-            pages,
             frequency,
             tick: self.tick,
-            rank: self.evictor.rank(Usage { frequency, tick: self.tick }),
+            rank: self.evictor.rank(Usage {
+                frequency,
+                tick: self.tick,
+                pages: pages.len() as u32,
+                tail,
+                event: Use::New,
+            }),
+            pages,
             ..Node::root(above.tree)
         };
         let id = NodeId(self.nodes.insert(node));
@@ -352,13 +372,21 @@ impl Forest {
         dropped
     }
 
+    /// Takes pages off the end of a leaf until `dropped` has `n`.
     fn evict_leaf(&mut self, id: NodeId, n: usize, dropped: &mut Vec<Dropped>) {
         let (rank, frequency) = (self.node(id).rank, self.node(id).frequency);
+        let inner = self.evictor.inner(rank, frequency);
         let from = dropped.len();
-        self.trim(id, n - from, dropped);
-        for gone in &dropped[from..] {
-            self.evictor.evicted(rank, self.store.print(gone.page), frequency);
+        // A last page that stands apart goes alone.
+        let most = if inner == rank { n - from } else { 1 };
+        if inner != rank && self.node(id).pages.len() > 1 {
+            self.evictor.withdraw(rank, id);
+            self.nodes[id.0].rank = inner;
+            self.evictor.offer(inner, id);
         }
+        self.trim(id, most, dropped);
+        let prints = dropped[from..].iter().map(|gone| self.store.print(gone.page));
+        self.evictor.evicted(rank, frequency, prints);
     }
 
     /// Takes page `at` of the path of `tokens` below `root` and what lies below it, unless held.
@@ -371,7 +399,9 @@ impl Forest {
         below.sort_unstable_by(|a, b| b.cmp(a));
         let mut dropped = Vec::new();
         for (_, id) in below {
-            if self.node(id).is_candidate() {
+            let node = self.node(id);
+            if node.is_candidate() {
+                self.evictor.dropped(node.rank, node.pages.len());
                 self.trim(id, usize::MAX, &mut dropped);
             }
         }
@@ -425,9 +455,10 @@ impl Forest {
         victims.sort_unstable_by(|a, b| b.cmp(a));
         let mut dropped = Vec::new();
         for (_, id) in victims {
+            self.evictor.dropped(self.node(id).rank, self.node(id).pages.len());
             self.trim(id, usize::MAX, &mut dropped);
         }
-        self.evictor.ghosts.clear();
+        self.evictor.forget_evicted();
         dropped
     }
 

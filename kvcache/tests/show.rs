@@ -35,5 +35,5 @@ fn policies_are_parsed_by_the_name_they_print() {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
     let error = "fifo".parse::<EvictionKind>().unwrap_err();
-    expect![[r#"unknown eviction policy "fifo": gdsf, lru or slru"#]].assert_eq(&error.to_string());
+    expect![[r#"unknown eviction policy "fifo": reuse, gdsf, lru or slru"#]].assert_eq(&error.to_string());
 }

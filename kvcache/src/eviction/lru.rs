@@ -8,7 +8,7 @@ use super::{Eviction, Rank, Usage};
 pub(super) struct Lru;
 
 impl Eviction for Lru {
-    fn rank(&self, usage: Usage) -> Rank {
+    fn rank(&mut self, usage: Usage) -> Rank {
         Rank { value: 0, tick: usage.tick }
     }
 
@@ -23,12 +23,12 @@ impl Eviction for Lru {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EvictionKind;
     use super::super::testing::run;
-    use super::*;
     use expect_test::expect;
 
     #[test]
     fn the_longest_unused_goes_first_however_often_it_was_used() {
-        expect!["victims bc | left d:0x1 a:0x4 | lru"].assert_eq(&run(Box::new(Lru), "aaa b c d a !!"));
+        expect!["victims bc | left d:0x1 a:0x4 | lru"].assert_eq(&run(EvictionKind::Lru, "aaa b c d a !!"));
     }
 }

@@ -9,7 +9,7 @@ use super::{Eviction, Rank, Usage};
 pub(super) struct Slru;
 
 impl Eviction for Slru {
-    fn rank(&self, usage: Usage) -> Rank {
+    fn rank(&mut self, usage: Usage) -> Rank {
         Rank { value: u64::from(usage.frequency > 1), tick: usage.tick }
     }
 
@@ -24,17 +24,17 @@ impl Eviction for Slru {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EvictionKind;
     use super::super::testing::run;
-    use super::*;
     use expect_test::expect;
 
     #[test]
     fn pages_used_once_go_before_pages_used_again() {
-        expect!["victims bda | left c:1x2 | slru"].assert_eq(&run(Box::new(Slru), "a c a b c d !!!"));
+        expect!["victims bda | left c:1x2 | slru"].assert_eq(&run(EvictionKind::Slru, "a c a b c d !!!"));
     }
 
     #[test]
     fn a_page_that_returns_after_eviction_is_protected_at_once() {
-        expect!["victims ab | left a:1x2 | slru"].assert_eq(&run(Box::new(Slru), "a ! a b !"));
+        expect!["victims ab | left a:1x2 | slru"].assert_eq(&run(EvictionKind::Slru, "a ! a b !"));
     }
 }
