@@ -119,8 +119,8 @@ impl World {
             75..80 => self.prefetch(),
             80..84 => self.tiers.settle_levels(),
             84..86 => self.fail_step(),
-            86..88 => self.purge(),
-            88 => self.restart(),
+            86..88 if self.below(4) == 0 => self.purge(),
+            88 if self.below(4) == 0 => self.restart(),
             89 => {
                 let n = self.below(8) as usize;
                 self.tiers.device.evict(n);
@@ -545,7 +545,7 @@ fn a_restart_finds_every_page_that_was_journalled() {
     let mut world = World::new(setup, 5);
     for _ in 0..60 {
         world.arrive();
-        world.answer_some();
+        (0..4).for_each(|_| world.answer_some());
         world.record_notes();
     }
     while !world.sequences.is_empty() {
