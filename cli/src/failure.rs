@@ -21,11 +21,13 @@ pub enum Exit {
     Unreachable = 5,
     /// Stopped as asked, but requests were cut at the deadline.
     Cut = 6,
+    /// A tier of the cache cannot be opened.
+    Storage = 7,
 }
 
 impl Exit {
     /// Every code with its meaning, for the reference page.
-    pub const ALL: [(u8, &'static str); 7] = [
+    pub const ALL: [(u8, &'static str); 8] = [
         (0, "success; a server that was asked to stop and finished its requests"),
         (Exit::Failed as u8, "something went wrong while running"),
         (Exit::Usage as u8, "the command line or the configuration is wrong; nothing was started"),
@@ -33,6 +35,7 @@ impl Exit {
         (Exit::Address as u8, "the address cannot be bound"),
         (Exit::Unreachable as u8, "the server that was asked cannot be reached"),
         (Exit::Cut as u8, "stopped as asked, but requests were cut at the deadline or by a second signal"),
+        (Exit::Storage as u8, "a tier of the cache cannot be opened"),
     ];
 }
 

@@ -3,18 +3,18 @@
 //! The port is bound first, so that a port in use is heard at once and not after a minute of loading, and
 //! so that `/health` says `loading` meanwhile.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Clock, NamespaceKey};
 use clap::{CommandFactory, FromArgMatches};
 use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::{Backend, BackendInfo, KvType, WeightForm};
-use runtime::api::{App, ServerConfig, os_entropy};
-use runtime::engine::Engine;
+use runtime::api::{App, ServerConfig, TenantKeys, os_entropy};
+use runtime::engine::{Engine, StartError};
 use runtime::executor::sim::{SimConfig, SimModel, Verify};
 use runtime::executor::threaded::ThreadedExecutor;
 use runtime::executor::{self, Executor};
@@ -23,11 +23,13 @@ use runtime::model::{
     self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, WeightChoice,
 };
 use runtime::scheduler::SchedulerConfig;
+use runtime::storage::{Keys, Namespace, StorageError};
 use runtime::text::Text;
+use transfer::NodeSigner;
 
 use crate::demo;
 use crate::failure::{Exit, Failure};
-use crate::flags::{self, CacheOptions, EngineFlags, ModelOptions, Room, ServerOptions};
+use crate::flags::{self, CacheOptions, EngineFlags, ModelOptions, Room, ServerOptions, TierOptions};
 use crate::http::Endpoint;
 use crate::progress::LoadProgress;
 use crate::version;
@@ -68,13 +70,18 @@ pub struct Launch {
     pub server: ServerOptions,
     model: ModelOptions,
     cache: CacheOptions,
+    tiers: TierOptions,
     schedule: SchedulerConfig,
+    /// Namespaces and their secrets, made once: server and engine must agree on who is who.
+    keys: Arc<Mutex<Option<Keys>>>,
+    tenants: Vec<TenantKeys>,
 }
 
 /// A replica that can serve.
 pub struct Replica {
     pub engine: Engine,
     pub text: Text,
+    pub signer: NodeSigner,
 }
 
 impl Launch {
@@ -88,8 +95,14 @@ impl Launch {
             (None, flags::Engine::Cpu) => Source::Demo,
         };
         let mut schedule = flags.schedule.meant(server.limits.requests_max, &cache);
+        let tiers = flags.tiers.meant(cache.eviction.into())?;
+        schedule.prefetch = tiers.prefetch;
         schedule.namespace_key = drawn_key();
-        Ok(Self { source, server, model: options, cache, schedule })
+        let keys = Keys::open(&tiers.storage.namespaces, tiers.storage.key_store.as_ref())
+            .map_err(|e| Failure::usage(e.to_string()))?;
+        let tenants = tenants(&keys);
+        let keys = Arc::new(Mutex::new(Some(keys)));
+        Ok(Self { source, server, model: options, cache, tiers, schedule, keys, tenants })
     }
 
     /// The demo as `quire up` starts it, on a free port.
@@ -135,6 +148,8 @@ impl Launch {
         ServerConfig {
             models: names,
             api_keys: self.server.keys.clone(),
+            admin_keys: self.server.admin_keys.clone(),
+            tenants: self.tenants.clone(),
             limits: self.server.limits.clone(),
             drain: self.server.drain,
             metrics_alias: self.server.metrics_alias,
@@ -156,8 +171,45 @@ impl Launch {
             }
             Source::Path(path) => self.cpu(&open(path)?, clock, out)?,
         };
-        let (engine, _thread) = Engine::start(executor, self.schedule.clone(), Arc::clone(clock))?;
-        Ok(Replica { engine, text })
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let keys = keys.ok_or_else(|| Failure::failed("a replica is started once"))?;
+        let _ = out.write_all(self.tier_plan().as_bytes());
+        let (schedule, storage) = (self.schedule.clone(), &self.tiers.storage);
+        let started = Engine::start_tiered(executor, schedule, storage, keys, Arc::clone(clock));
+        let (engine, _thread) = started.map_err(|e| shut(&e))?;
+        Ok(Replica { engine, text, signer: self.signer()? })
+    }
+
+    /// What signs purge reports; of this process alone if no file was named.
+    fn signer(&self) -> Result<NodeSigner, Failure> {
+        match &self.tiers.sign_key {
+            Some(path) => NodeSigner::load_or_create(path)
+                .map_err(|e| Failure::new(Exit::Storage, format!("the signing key: {e}"))),
+            None => NodeSigner::random().map_err(|e| Failure::failed(e.to_string())),
+        }
+    }
+
+    /// What lies below the device, one line a tier.
+    fn tier_plan(&self) -> String {
+        let storage = &self.tiers.storage;
+        let mut text = String::new();
+        let write = storage.host.write;
+        if storage.host.bytes > 0 {
+            let _ = writeln!(text, "KV tiers:     {write}");
+            let _ = writeln!(text, "  host        {}", base::Bytes(storage.host.bytes));
+        }
+        for (name, cold) in [("nvme", &storage.nvme), ("object", &storage.object)] {
+            if let Some((dir, room)) = cold {
+                let _ = writeln!(text, "  {name:<11} {} in {}", base::Bytes(room.bytes), dir.display());
+            }
+        }
+        if storage.nvme.is_some() || storage.object.is_some() {
+            let _ = match &storage.key_store {
+                Some(paths) => writeln!(text, "  keys        {}: kept over restarts", paths.store.display()),
+                None => writeln!(text, "  keys        in memory: a restart forgets the cold tiers"),
+            };
+        }
+        text
     }
 
     fn sim(&self, clock: &Arc<dyn Clock>) -> Result<(Box<dyn Executor>, Text), Failure> {
@@ -229,6 +281,27 @@ impl Launch {
     }
 }
 
+/// The keys of all namespaces but those of server-wide keys.
+fn tenants(keys: &Keys) -> Vec<TenantKeys> {
+    let named = keys.namespaces().iter().filter(|namespace| !namespace.spec.api_keys.is_empty());
+    let of = |namespace: &Namespace| TenantKeys {
+        namespace: namespace.id,
+        retention: namespace.spec.retention,
+        keys: namespace.spec.api_keys.clone(),
+    };
+    named.map(of).collect()
+}
+
+fn shut(error: &StartError) -> Failure {
+    let failure = Failure::new(Exit::Storage, error.to_string());
+    match error {
+        StartError::Storage(StorageError::Tier { .. } | StorageError::Journal { .. }) => {
+            failure.hint("the directory must be writable, and one server's alone")
+        }
+        _ => failure,
+    }
+}
+
 /// Serves on the current runtime until the process ends; for commands that bring their own server.
 pub async fn in_process(
     launch: &Launch,
@@ -239,6 +312,7 @@ pub async fn in_process(
     let authority = listener.local_addr()?.to_string();
     let replica = launch.start(clock, out)?;
     let app = App::new(replica.engine, replica.text, launch.server_config(), Arc::clone(clock));
+    app.sign_with(replica.signer);
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(runtime::api::serve(listener, app, std::future::pending()));
     Ok(Endpoint { authority, path: String::new(), key: None })

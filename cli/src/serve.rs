@@ -60,6 +60,7 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
         }
     };
     let engine = replica.engine.clone();
+    app.sign_with(replica.signer);
     app.ready(replica.engine, replica.text);
     if is_demo {
         say_how_to_talk(&url(address));

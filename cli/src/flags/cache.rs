@@ -21,6 +21,8 @@ pub enum KvDtype {
 /// Which unused prefix goes first when pages run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Eviction {
+    /// Leaves by learned ages of reuse, never far from lru
+    Reuse,
     /// Leaves by aged frequency times recompute cost
     Gdsf,
     /// Leaves by last use
@@ -32,6 +34,7 @@ pub enum Eviction {
 impl From<Eviction> for kvcache::EvictionKind {
     fn from(eviction: Eviction) -> Self {
         match eviction {
+            Eviction::Reuse => Self::Reuse,
             Eviction::Gdsf => Self::Gdsf,
             Eviction::Lru => Self::Lru,
             Eviction::Slru => Self::Slru,
@@ -67,7 +70,7 @@ pub struct CacheFlags {
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
     /// Which unused prefix goes first when pages run out
-    #[arg(long, value_enum, env = "QUIRE_EVICTION", hide_env_values = true, default_value = "gdsf")]
+    #[arg(long, value_enum, env = "QUIRE_EVICTION", hide_env_values = true, default_value = "reuse")]
     pub eviction: Eviction,
 }
 

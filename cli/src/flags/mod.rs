@@ -9,12 +9,14 @@ mod log;
 mod model;
 mod schedule;
 mod server;
+mod tiers;
 
 pub use cache::{CacheFlags, CacheOptions, KvDtype, Room};
 pub use log::{LogFlags, LogFormat};
 pub use model::{Dtype, Engine, LoadFormat, ModelFlags, ModelOptions, Quantize};
 pub use schedule::ScheduleFlags;
 pub use server::{ServerFlags, ServerOptions};
+pub use tiers::{TierFlags, TierOptions};
 
 use std::path::PathBuf;
 
@@ -27,6 +29,8 @@ pub struct EngineFlags {
     pub model: ModelFlags,
     #[command(flatten)]
     pub cache: CacheFlags,
+    #[command(flatten)]
+    pub tiers: TierFlags,
     #[command(flatten)]
     pub schedule: ScheduleFlags,
     #[command(flatten)]

@@ -35,6 +35,9 @@ pub struct ServerFlags {
     /// File with one such key a line
     #[arg(long, value_name = "FILE", env = "QUIRE_API_KEY_FILE", hide_env_values = true)]
     pub api_key_file: Option<PathBuf>,
+    /// Key that may operate the server (purge, cache reports); may be repeated [default: any --api-key may]
+    #[arg(long, value_name = "KEY", env = "QUIRE_ADMIN_KEY", hide_env_values = true)]
+    pub admin_key: Vec<String>,
     /// Name of the model in the API; may be repeated [default: the folder's name]
     #[arg(long, value_name = "NAME", env = "QUIRE_SERVED_MODEL_NAME", hide_env_values = true)]
     pub served_model_name: Vec<String>,
@@ -72,6 +75,7 @@ pub struct ServerOptions {
     pub host: String,
     pub port: u16,
     pub keys: Vec<String>,
+    pub admin_keys: Vec<String>,
     /// Empty: named after the model's folder.
     pub names: Vec<String>,
     pub limits: Limits,
@@ -95,6 +99,9 @@ impl ServerFlags {
         if keys.iter().any(|k| k.is_empty()) {
             return Err(Failure::usage("--api-key must not be empty"));
         }
+        if self.admin_key.iter().any(|k| k.is_empty()) {
+            return Err(Failure::usage("--admin-key must not be empty"));
+        }
         let limits = Limits {
             requests_max: self.max_requests as usize,
             body_bytes_max: self.max_body_size.0 as usize,
@@ -105,6 +112,7 @@ impl ServerFlags {
         Ok(ServerOptions {
             host: self.host.clone(),
             port: self.port,
+            admin_keys: self.admin_key.clone(),
             keys,
             names: self.served_model_name.clone(),
             limits,
