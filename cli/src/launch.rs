@@ -175,7 +175,7 @@ impl Launch {
         let keys = keys.ok_or_else(|| Failure::failed("a replica is started once"))?;
         let _ = out.write_all(self.tier_plan().as_bytes());
         let (schedule, storage) = (self.schedule.clone(), &self.tiers.storage);
-        let started = Engine::start_tiered(executor, schedule, storage, keys, Arc::clone(clock));
+        let started = Engine::start_tiered(executor, schedule, storage, keys, None, Arc::clone(clock));
         let (engine, _thread) = started.map_err(|e| shut(&e))?;
         Ok(Replica { engine, text, signer: self.signer()? })
     }

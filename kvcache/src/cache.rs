@@ -556,6 +556,11 @@ impl Cache {
     /// All that is cached under a name now, parents first: where a reader that lost events restarts,
     /// after `drain_events`.
     pub fn snapshot(&self) -> Vec<Stored> {
+        self.snapshot_of(|_| true)
+    }
+
+    /// As [`Cache::snapshot`], of each run of pages as many as `readable` says, in order.
+    pub fn snapshot_of(&self, readable: impl Fn(PageId) -> bool) -> Vec<Stored> {
         let mut nodes: Vec<(u32, NodeId)> = self
             .forest
             .nodes()
@@ -564,13 +569,15 @@ impl Cache {
             .map(|(id, node)| (node.start, NodeId(id)))
             .collect();
         nodes.sort_unstable();
-        nodes.into_iter().map(|(start, id)| self.stored_node(start, id)).collect()
+        let stored = |(start, id)| self.stored_node(start, id, &readable);
+        nodes.into_iter().map(stored).filter(|stored: &Stored| !stored.names.is_empty()).collect()
     }
 
-    fn stored_node(&self, start: u32, id: NodeId) -> Stored {
+    fn stored_node(&self, start: u32, id: NodeId, readable: &impl Fn(PageId) -> bool) -> Stored {
         let node = self.forest.node(id);
+        let pages = node.pages.iter().take_while(|&&page| readable(page)).count();
         let parent = node.parent.filter(|_| start > 0).and_then(|parent| self.forest.name_of(parent));
-        self.stored(id, parent, &node.pages)
+        self.stored(id, parent, &node.pages[..pages])
     }
 
     pub fn stats(&self) -> CacheStats {

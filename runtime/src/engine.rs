@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use transfer::Journal;
 
+use crate::events::EventHub;
 use crate::executor::{Executor, ExecutorShape};
 use crate::request::{Event, Refusal, Request};
 use crate::scheduler::{PurgeRunning, SchedulerConfig, driver};
@@ -103,6 +104,7 @@ pub(crate) struct Shelf {
     pub lower: Vec<LowerConfig>,
     pub records: Vec<SlotRecord>,
     pub namespaces: Vec<Namespace>,
+    pub events: Option<EventHub>,
 }
 
 /// How a purge stood when it was answered.
@@ -178,6 +180,7 @@ impl Engine {
         config: SchedulerConfig,
         storage: &StorageConfig,
         keys: Keys,
+        events: Option<EventHub>,
         clock: Arc<dyn Clock>,
     ) -> Result<(Engine, JoinHandle<()>), StartError> {
         let mailbox = mailbox(&config);
@@ -193,6 +196,7 @@ impl Engine {
             lower: opened.lower,
             records: opened.records,
             namespaces: keys.namespaces().to_vec(),
+            events,
         };
         Ok(Self::begin(executor, config, shelf, Some(keys), clock, mailbox)?)
     }

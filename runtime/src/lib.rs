@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod engine;
+pub mod events;
 pub mod executor;
 pub mod files;
 pub mod metrics;

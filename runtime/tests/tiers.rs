@@ -94,7 +94,7 @@ fn start(dir: &Path, rooms: Rooms, form: WeightForm, keys: KeysLive) -> Replica 
         ..SchedulerConfig::default()
     };
     let keys = Keys::open(&storage.namespaces, storage.key_store.as_ref()).expect("keys");
-    let started = Engine::start_tiered(Box::new(executor), config, &storage, keys, clock);
+    let started = Engine::start_tiered(Box::new(executor), config, &storage, keys, None, clock);
     let (engine, thread) = started.expect("an engine");
     Replica { engine, thread: Some(thread) }
 }

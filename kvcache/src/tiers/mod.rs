@@ -154,6 +154,19 @@ impl Tiers {
         self.floors.get(&key.namespace).is_none_or(|floor| key.generation >= *floor)
     }
 
+    /// Drops every page that nobody holds, in every tier; answers with how many.
+    pub fn clear(&mut self) -> usize {
+        let device = self.device.clear_pages(|_| true).len();
+        let tiers: Vec<Tier> = self.lower.keys().copied().collect();
+        let below = tiers.into_iter().map(|tier| {
+            let lower = self.lower.get_mut(&tier).expect("just listed");
+            let dropped = lower.index.clear_pages(|_| true).len();
+            self.note_gone(tier);
+            dropped
+        });
+        device + below.sum::<usize>()
+    }
+
     /// A step failed and what it wrote is unknown: the device starts empty. Host frames that a step
     /// was to fill are dropped; what lies in other tiers was there before and stays.
     pub fn reset_device(&mut self) {

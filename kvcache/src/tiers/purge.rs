@@ -181,7 +181,7 @@ impl Tiers {
     }
 
     fn advance_device(&mut self, purge: &mut Purge, begun: StepId, private: usize) {
-        let cleared = self.device.clear(|key| purge.covers(key)) as u64;
+        let cleared = self.device.clear_pages(|key| purge.covers(key)).len() as u64;
         if cleared > 0 {
             purge.scrubs.push((None, cleared));
         }
@@ -202,7 +202,7 @@ impl Tiers {
 
     fn advance_host(&mut self, id: PurgeId, purge: &mut Purge) {
         let Some(host) = self.lower.get_mut(&Tier::Host) else { return };
-        let cleared = host.index.clear(|key| purge.covers(key));
+        let cleared = host.index.clear_pages(|key| purge.covers(key)).len();
         let held = purge.pages_in(&host.index);
         if held == 0 && purge.sweep.is_none() {
             purge.sweep = Some(host.index.free_pages().iter().copied().collect());

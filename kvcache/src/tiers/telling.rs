@@ -24,22 +24,39 @@ impl Tiers {
     pub fn drain_events(&mut self) -> Vec<TierEvent> {
         let device = self.device.drain_events().into_iter().map(|event| (Tier::Device, event.change));
         let below = std::mem::take(&mut self.told);
-        let mut events = Vec::new();
-        for (tier, change) in device.chain(below) {
-            self.sequence += 1;
-            events.push(TierEvent { sequence: self.sequence, tier, change });
-        }
+        let all: Vec<_> = device.chain(below).collect();
         self.told_weight = 0;
-        events
+        all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect()
+    }
+
+    /// That all is cleared, then all that is there, as numbered events.
+    pub fn retell(&mut self) -> Vec<TierEvent> {
+        self.drain_events();
+        let stored = self.snapshot().into_iter().map(|(tier, stored)| (tier, KvChange::Stored(stored)));
+        let all: Vec<_> = std::iter::once((Tier::Device, KvChange::Cleared)).chain(stored).collect();
+        all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect()
+    }
+
+    /// What was drained has not been heard: the next drain begins with `Lost`.
+    pub fn lose_events(&mut self) {
+        self.told.insert(0, (Tier::Device, KvChange::Lost { events: 1 }));
+    }
+
+    fn numbered(&mut self, tier: Tier, change: KvChange) -> TierEvent {
+        self.sequence += 1;
+        TierEvent { sequence: self.sequence, tier, change }
     }
 
     /// All that can be read under a name now, in every tier, parents first.
     pub fn snapshot(&self) -> Vec<(Tier, Stored)> {
         let device = self.device.snapshot().into_iter().map(|stored| (Tier::Device, stored));
-        let below = self
-            .lower
-            .values()
-            .flat_map(|lower| lower.index.snapshot().into_iter().map(|stored| (lower.tier, stored)));
+        let below = self.lower.values().flat_map(|lower| {
+            lower
+                .index
+                .snapshot_of(|place| lower.is_ready(place))
+                .into_iter()
+                .map(|stored| (lower.tier, stored))
+        });
         device.chain(below).collect()
     }
 

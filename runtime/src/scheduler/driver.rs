@@ -10,16 +10,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Clock, Generation, NamespaceId, Tier};
-use kvcache::{PurgeId, SlotRecord};
+use kvcache::{KvChange, PurgeId, SlotRecord};
 use tokio::sync::oneshot;
 
 use super::{Scheduler, SchedulerConfig};
 use crate::engine::{CacheReport, Health, Message, Purged, Shelf};
+use crate::events::EventHub;
 use crate::executor::{Executor, StepError};
 use crate::request::Refusal;
 use crate::stats::EngineStats;
 use crate::storage::{Namespace, Storage};
 
+/// Page names that may wait for the hub.
+const EVENTS_MAX: usize = 1 << 16;
 /// How often a silent engine looks at deadlines and at steps that do not come back.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -35,7 +38,8 @@ pub(crate) fn spawn(
     executor.connect(Box::new(move |outcome| {
         let _ = results.send(Message::Step(outcome));
     }));
-    let Shelf { storage, lower, records, namespaces } = shelf;
+    let Shelf { storage, lower, records, namespaces, events } = shelf;
+    config.events_max = if events.is_some() { EVENTS_MAX } else { 0 };
     if let Some(host) = storage.as_ref().and_then(Storage::host) {
         executor.attach_host(host);
     }
@@ -47,6 +51,7 @@ pub(crate) fn spawn(
             scheduler,
             executor,
             storage,
+            events,
             clock,
             stats,
             inbox,
@@ -81,6 +86,7 @@ struct Driver {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
     storage: Option<Storage>,
+    events: Option<EventHub>,
     clock: Arc<dyn Clock>,
     stats: Arc<EngineStats>,
     inbox: Receiver<Message>,
@@ -101,6 +107,7 @@ impl Driver {
         while self.listen().is_continue() {
             self.submit_steps();
             self.submit_orders();
+            self.publish_events();
             self.answer_purges();
             self.scheduler.publish_stats();
             debug_assert!(self.scheduler.check().is_ok(), "{:?}", self.scheduler.check());
@@ -176,6 +183,19 @@ impl Driver {
         if let Some(storage) = &mut self.storage {
             storage.submit(orders);
             storage.record(notes);
+        }
+    }
+
+    /// Tells subscribers what changed; all of it anew if something was lost on the way.
+    fn publish_events(&mut self) {
+        let Some(hub) = &self.events else { return };
+        let mut events = self.scheduler.drain_events();
+        if events.iter().any(|event| matches!(event.change, KvChange::Lost { .. })) {
+            events = self.scheduler.retell();
+        }
+        if !events.is_empty() && !hub.publish(events) {
+            // The hub is behind by a thousand batches: it will hear the whole state once it is not.
+            self.scheduler.lose_events();
         }
     }
 

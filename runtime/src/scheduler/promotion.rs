@@ -249,6 +249,16 @@ impl Scheduler {
         self.tiers.drain_notes()
     }
 
+    /// That all is cleared, then all that is there: for readers who lost events.
+    pub fn retell(&mut self) -> Vec<TierEvent> {
+        self.tiers.retell()
+    }
+
+    /// What was drained has not been heard: the next drain says so.
+    pub fn lose_events(&mut self) {
+        self.tiers.lose_events();
+    }
+
     /// Events of all tiers since the last call.
     pub fn drain_events(&mut self) -> Vec<TierEvent> {
         self.tiers.drain_events()

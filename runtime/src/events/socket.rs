@@ -1,0 +1,231 @@
+//! The two sockets: PUB for the live stream, ROUTER for replay.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{BufReader, BufWriter, split};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::hub::{Batch, EventHub};
+use super::zmtp::{Frame, read_frame, shake, write_message};
+
+/// Subscribers and replaying clients at a time, each.
+const PEERS_MAX: usize = 256;
+/// Ends a replay.
+const END: [u8; 8] = (-1i64).to_be_bytes();
+
+/// Where events are served.
+pub struct EventServer {
+    hub: EventHub,
+    publisher: TcpListener,
+    replay: Option<TcpListener>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the events endpoint {endpoint}: {source}")]
+pub struct EventServerError {
+    pub endpoint: String,
+    pub source: io::Error,
+}
+
+impl EventServer {
+    /// Binds `tcp://HOST:PORT` endpoints.
+    pub async fn bind(
+        hub: EventHub,
+        publisher: &str,
+        replay: Option<&str>,
+    ) -> Result<Self, EventServerError> {
+        let replay = match replay {
+            Some(endpoint) => Some(listen(endpoint).await?),
+            None => None,
+        };
+        Ok(Self { hub, publisher: listen(publisher).await?, replay })
+    }
+
+    /// The addresses that were bound: live, and replay if there is one.
+    pub fn addresses(&self) -> io::Result<(std::net::SocketAddr, Option<std::net::SocketAddr>)> {
+        let replay = self.replay.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok((self.publisher.local_addr()?, replay))
+    }
+
+    /// Serves until the runtime ends.
+    pub async fn serve(self) {
+        let Self { hub, publisher, replay } = self;
+        let other = hub.clone();
+        let replaying = async move {
+            if let Some(listener) = replay {
+                accept(listener, other, replay_to).await;
+            }
+        };
+        tokio::join!(accept(publisher, hub, publish_to), replaying);
+    }
+}
+
+async fn listen(endpoint: &str) -> Result<TcpListener, EventServerError> {
+    let failed = |source| EventServerError { endpoint: endpoint.to_owned(), source };
+    let address = endpoint.strip_prefix("tcp://").ok_or_else(|| {
+        failed(io::Error::new(io::ErrorKind::InvalidInput, "an endpoint is written tcp://HOST:PORT"))
+    })?;
+    let address =
+        address.strip_prefix('*').map_or_else(|| address.to_owned(), |port| format!("0.0.0.0{port}"));
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+async fn accept<F>(listener: TcpListener, hub: EventHub, serve: fn(TcpStream, EventHub) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let peers = Arc::new(Semaphore::new(PEERS_MAX));
+    loop {
+        let Ok(seat) = Arc::clone(&peers).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let hub = hub.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve(stream, hub).await {
+                tracing::debug!(%error, "an events peer left");
+            }
+            drop(seat);
+        });
+    }
+}
+
+/// Topics that a subscriber asked for.
+#[derive(Default)]
+struct Topics(BTreeSet<Vec<u8>>);
+
+impl Topics {
+    /// A subscription as a message (0 or 1, then the topic) or as a command of later versions.
+    fn note(&mut self, frame: Frame) {
+        let change = match (frame.is_command, frame.body.split_first()) {
+            (false, Some((&adds, topic))) if adds <= 1 => Some((adds == 1, topic.to_vec())),
+            (true, _) => frame
+                .body
+                .strip_prefix(b"\x09SUBSCRIBE")
+                .map(|topic| (true, topic.to_vec()))
+                .or_else(|| frame.body.strip_prefix(b"\x06CANCEL").map(|topic| (false, topic.to_vec()))),
+            _ => None,
+        };
+        match change {
+            Some((true, topic)) => drop(self.0.insert(topic)),
+            Some((false, topic)) => drop(self.0.remove(&topic)),
+            None => {}
+        }
+    }
+
+    fn hold(&self, topic: &str) -> bool {
+        self.0.iter().any(|prefix| topic.as_bytes().starts_with(prefix))
+    }
+}
+
+async fn publish_to(mut stream: TcpStream, hub: EventHub) -> io::Result<()> {
+    shake(&mut stream, "PUB", &["SUB", "XSUB"]).await?;
+    let mut live = hub.subscribe();
+    let (reader, writer) = split(stream);
+    let (mut reader, mut writer) = (BufReader::new(reader), BufWriter::new(writer));
+    let mut topics = Topics::default();
+    loop {
+        // A frame is small and comes whole or not at all; a batch is sent before the next is looked at.
+        tokio::select! {
+            frame = read_frame(&mut reader) => topics.note(frame?),
+            batch = live.recv() => match batch {
+                Ok(batch) if topics.hold(hub.topic()) => send(&mut writer, &hub, &batch).await?,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Ok(()),
+            },
+        }
+    }
+}
+
+async fn send<W>(writer: &mut W, hub: &EventHub, batch: &Batch) -> io::Result<()>
+where
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    write_message(writer, &[hub.topic().as_bytes(), &batch.sequence.to_be_bytes(), &batch.payload]).await
+}
+
+/// A request is an empty frame and the first sequence number wanted; each batch goes back as an answer,
+/// then the end mark.
+async fn replay_to(mut stream: TcpStream, hub: EventHub) -> io::Result<()> {
+    shake(&mut stream, "ROUTER", &["REQ", "DEALER", "ROUTER"]).await?;
+    let (reader, writer) = split(stream);
+    let (mut reader, mut writer) = (BufReader::new(reader), BufWriter::new(writer));
+    loop {
+        let mut last = Vec::new();
+        loop {
+            let frame = read_frame(&mut reader).await?;
+            last = if frame.is_command { last } else { frame.body };
+            if !frame.has_more {
+                break;
+            }
+        }
+        let Ok(start) = <[u8; 8]>::try_from(last.as_slice()) else { continue };
+        for batch in hub.replay(u64::from_be_bytes(start)) {
+            write_message(&mut writer, &[b"", &batch.sequence.to_be_bytes(), &batch.payload]).await?;
+        }
+        write_message(&mut writer, &[b"", &END, b""]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{ChainHash, ManualClock, Tier};
+    use kvcache::{KvChange, TierEvent};
+
+    use super::super::hub::EventsConfig;
+    use super::*;
+
+    fn removed() -> Vec<TierEvent> {
+        let names = vec![ChainHash([7; 32]); 40];
+        vec![TierEvent { sequence: 1, tier: Tier::Device, change: KvChange::Removed { names } }]
+    }
+
+    async fn message<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = read_frame(stream).await.unwrap();
+            let has_more = frame.has_more;
+            frames.push(frame.body);
+            if !has_more {
+                return frames;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_hears_its_topic_and_replays_what_it_missed() {
+        let config = EventsConfig { topic: "kv@node".into(), ..EventsConfig::default() };
+        let hub = EventHub::start(config, Arc::new(ManualClock::default())).unwrap();
+        let any = "tcp://127.0.0.1:0";
+        let server = EventServer::bind(hub.clone(), any, Some(any)).await.unwrap();
+        let (live, replay) = server.addresses().unwrap();
+        tokio::spawn(server.serve());
+        let mut subscriber = TcpStream::connect(live).await.unwrap();
+        shake(&mut subscriber, "SUB", &["PUB"]).await.unwrap();
+        write_message(&mut subscriber, &[b"\x01kv@"]).await.unwrap();
+        // Subscribing is not acknowledged: publish until it is heard.
+        let heard = loop {
+            hub.publish(removed());
+            let wait = tokio::time::timeout(std::time::Duration::from_millis(20), message(&mut subscriber));
+            if let Ok(heard) = wait.await {
+                break heard;
+            }
+        };
+        assert_eq!((heard[0].as_slice(), heard[1].len(), heard.len()), (&b"kv@node"[..], 8, 3));
+        let mut client = TcpStream::connect(replay.unwrap()).await.unwrap();
+        shake(&mut client, "REQ", &["ROUTER"]).await.unwrap();
+        write_message(&mut client, &[b"", &0u64.to_be_bytes()]).await.unwrap();
+        let first = message(&mut client).await;
+        assert_eq!((first[0].len(), first[1].as_slice()), (0, &0u64.to_be_bytes()[..]));
+        while message(&mut client).await[1] != END {}
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_cannot_be_is_refused_by_name() {
+        let hub = EventHub::start(EventsConfig::default(), Arc::new(ManualClock::default())).unwrap();
+        let refused = EventServer::bind(hub, "udp://x", None).await.err().unwrap().to_string();
+        assert_eq!(refused, "the events endpoint udp://x: an endpoint is written tcp://HOST:PORT");
+    }
+}
