@@ -1,5 +1,5 @@
 //! How close the disk tier comes to the disk: sealed stores and loads against raw O_DIRECT reads and
-//! writes of the same size, depth and order, in the same run and interleaved.
+//! writes of the same size, depth and order, in the same run and interleaved. Ratios are medians of each round's.
 //!
 //! `cargo bench -p quire-transfer --bench nvme -- [DIR] [--bytes N] [--rounds N] [--depth N]
 //! [--workers N] [--threads] [--only KIB]`. The raw side is one thread on one io_uring with registered buffers,
@@ -191,24 +191,33 @@ fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
         for index in (1..order.len()).rev() {
             order.swap(index, rng.below(index as u64 + 1) as usize);
         }
-        let legs = [
-            rate(clock, size * count, || raw.run(&order, true)),
-            rate(clock, size * count, || tier.store(&order)),
-            rate(clock, size * count, || raw.run(&order, false)),
-            rate(clock, size * count, || tier.load(&order)),
-        ];
+        // Who goes second meets what the first left in the machine's caches: they take turns.
+        let mut legs = [0.0; 4];
+        for step in 0..4 {
+            let leg = step ^ (round % 2);
+            legs[leg] = rate(clock, size * count, || match leg {
+                0 => raw.run(&order, true),
+                1 => tier.store(&order),
+                2 => raw.run(&order, false),
+                _ => tier.load(&order),
+            });
+        }
         // The first round makes the files' blocks.
         if round > 0 {
             figures.iter_mut().zip(legs).for_each(|(all, leg)| all.push(leg));
         }
     }
     let stats = tier.tier.stats();
+    let ratio = |tier: usize, raw: usize| {
+        median(figures[tier].iter().zip(&figures[raw]).map(|(tier, raw)| tier / raw).collect())
+    };
+    let ratios = (ratio(1, 0), ratio(3, 2));
     let [raw_write, store, raw_read, load] = figures.map(median);
     println!(
         "{:>5}K {raw_write:>10.3} {store:>10.3} {:>7.3} {raw_read:>10.3} {load:>10.3} {:>7.3}  direct {} uring {} registered {} failures {:?}",
         size >> 10,
-        store / raw_write,
-        load / raw_read,
+        ratios.0,
+        ratios.1,
         stats.direct,
         stats.uring,
         stats.registered,

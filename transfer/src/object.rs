@@ -34,7 +34,7 @@ use crate::error::{OpenError, TierError};
 use crate::job::{DoneSink, EraseMethod, Finished, Job, PageTier, TierIoStats};
 use crate::keyring::KeyRing;
 use crate::nodekey::hex;
-use crate::nvme::{DirLock, lock};
+use crate::nvme::{DirLock, StartWith, lock};
 use crate::seal::{NONCE_BYTES, PageLabel, PageSeal, TAG_BYTES};
 
 /// Slots erased in the time that one operation has.
@@ -52,6 +52,7 @@ pub struct ObjectConfig {
     pub queue_max: usize,
     pub op_timeout: Duration,
     pub queue_timeout: Duration,
+    pub start: StartWith,
 }
 
 impl ObjectConfig {
@@ -63,6 +64,7 @@ impl ObjectConfig {
             queue_max: 4096,
             op_timeout: Duration::from_secs(10),
             queue_timeout: Duration::from_secs(30),
+            start: StartWith::WhatIsThere,
         }
     }
 }
@@ -195,13 +197,15 @@ impl Drop for ObjectTier {
 }
 
 impl Shared {
-    /// Learns which objects exist.
+    /// Learns which objects exist, or removes them.
     async fn list(&self) -> object_store::Result<()> {
         let mut listing = self.store.list(None);
         let mut objects = HashMap::<SlotId, Vec<Path>>::new();
         while let Some(found) = next(&mut listing).await {
             let path = found?.location;
-            if let Some(slot) = slot_of(&path) {
+            if self.config.start == StartWith::Nothing {
+                self.store.delete(&path).await?;
+            } else if let Some(slot) = slot_of(&path) {
                 objects.entry(slot).or_default().push(path);
             }
         }

@@ -42,6 +42,7 @@ fn the_process_that_is_killed() {
             key: b"tree".to_vec(),
         };
         journal.submit(vec![tree]).unwrap();
+        journal.flush().unwrap();
     }
     let mut last: Option<u32> = None;
     for count in 0.. {
@@ -52,11 +53,22 @@ fn the_process_that_is_killed() {
         let tokens = vec![number as u32, (number >> 32) as u32];
         let name = label.name;
         let entry = Entry::Page { tier: Tier::Nvme, slot: SlotId(slot), tree: 1, parent, name, seal, tokens };
+        let before = entered(&journal);
         journal.submit(vec![entry]).unwrap();
+        // So that at most one slot is ahead of the index when we are killed.
+        while entered(&journal) == before {
+            std::thread::yield_now();
+        }
         // A new chain now and then: the slots of old ones are overwritten, orphaning what hung below.
         last = (rng.below(6) > 0).then_some(slot);
         println!("stored {count}");
     }
+}
+
+/// Entries that the index's thread is done with.
+fn entered(journal: &Journal) -> u64 {
+    let stats = journal.stats();
+    stats.written + stats.lost
 }
 
 #[test]
@@ -109,7 +121,6 @@ fn verify(dir: &Path) -> usize {
             }
         }
     }
-    // The store in flight, and the entry behind it that the index's thread had not written.
-    assert!(overwritten <= 3, "{overwritten} pages did not open");
+    assert!(overwritten <= 1, "{overwritten} pages did not open");
     recovered.pages.len() - overwritten
 }

@@ -8,7 +8,8 @@ use base::{FrameId, Generation, NamespaceId, SlotId, Tier};
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use quire_transfer::{
-    EraseMethod, Finished, Job, ObjectConfig, ObjectTier, OpenError, PageLabel, PageSeal, TierError,
+    EraseMethod, Finished, Job, ObjectConfig, ObjectTier, OpenError, PageLabel, PageSeal, StartWith,
+    TierError,
 };
 
 use crate::common::{self, Bench, PAGE, page};
@@ -115,6 +116,21 @@ fn erased_objects_are_gone_whoever_stored_them() {
     assert_eq!(kind(bench.load(label(1, 1), seals[1])), "short_read");
     assert!(bench.load(label(2, 2), seals[2]).is_ok());
     assert_eq!(kind(bench.erase(&[20])), "bad_job");
+}
+
+#[test]
+fn a_tier_told_to_start_with_nothing_removes_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::objects(dir.path());
+    let seal = bench.store(1, label(4, 1)).unwrap();
+    bench.end();
+    let root = dir.path().to_owned();
+    let mut bench = Bench::start(&move |arena, keys, clock, sink| {
+        let config = ObjectConfig { start: StartWith::Nothing, ..ObjectConfig::new(20, PAGE) };
+        Box::new(ObjectTier::open_dir(root.clone(), config, arena, keys, clock, sink).unwrap())
+    });
+    assert!(objects(dir.path()).is_empty());
+    assert_eq!(kind(bench.load(label(4, 1), seal)), "short_read");
 }
 
 #[test]

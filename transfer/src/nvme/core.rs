@@ -35,8 +35,10 @@ pub(crate) struct Core {
     pub page_bytes: usize,
     answers: Answers,
     queue: Mutex<Queue>,
-    /// For blocking threads and the eraser.
-    ready: Condvar,
+    /// For blocking threads.
+    moves: Condvar,
+    /// For the eraser, which must not be woken by every store.
+    erases: Condvar,
     lanes: Box<[Mutex<Lane>]>,
     stuck: Mutex<HashSet<SlotId>>,
     /// Workers whose buffers the kernel has registered.
@@ -123,7 +125,8 @@ impl Core {
             page_bytes: parts.page_bytes,
             answers,
             queue: Mutex::default(),
-            ready: Condvar::new(),
+            moves: Condvar::new(),
+            erases: Condvar::new(),
             lanes: (0..parts.lanes).map(|_| Mutex::new(Lane::Free)).collect(),
             stuck: Mutex::default(),
             registered: AtomicUsize::new(0),
@@ -140,6 +143,7 @@ impl Core {
             self.answers.refuse();
             return Err(jobs);
         }
+        let (moves, erases) = (queue.moves.len(), queue.erases.len());
         for job in jobs {
             let waiting = Waiting { job, since };
             match waiting.job {
@@ -147,8 +151,16 @@ impl Core {
                 _ => queue.moves.push_back(waiting),
             }
         }
+        let (moves, erases) = (queue.moves.len() - moves, queue.erases.len() - erases);
         drop(queue);
-        self.ready.notify_all();
+        match moves {
+            0 => (),
+            1 => self.moves.notify_one(),
+            _ => self.moves.notify_all(),
+        }
+        if erases > 0 {
+            self.erases.notify_one();
+        }
         Ok(())
     }
 
@@ -159,14 +171,14 @@ impl Core {
             if queue.stopped {
                 return None;
             }
-            let next = match line {
-                Line::Moves => queue.moves.pop_front(),
-                Line::Erases => queue.erases.pop_front(),
+            let (next, bell) = match line {
+                Line::Moves => (queue.moves.pop_front(), &self.moves),
+                Line::Erases => (queue.erases.pop_front(), &self.erases),
             };
             if next.is_some() {
                 return next;
             }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = bell.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -190,7 +202,8 @@ impl Core {
         let mut left = std::mem::take(&mut queue.moves);
         left.append(&mut queue.erases);
         drop(queue);
-        self.ready.notify_all();
+        self.moves.notify_all();
+        self.erases.notify_all();
         for waiting in left {
             self.fail(waiting.job.ticket(), waiting.since, TierError::Stopped);
         }
@@ -217,31 +230,43 @@ impl Core {
     /// Checks a job, seals what is to be stored, and says what to do; answers it if that is nothing.
     pub fn prepare(&self, lane: usize, waiting: Waiting, staging: &mut [u8]) -> Option<(Op, Place<'_>)> {
         let (ticket, since) = (waiting.job.ticket(), waiting.since);
-        let built = self.build(waiting, staging).and_then(|op| {
-            let missing = match op.direction {
-                Direction::Write => Missing::Create,
-                Direction::Read => Missing::Leave,
-            };
-            let slot = op.label.slot;
-            let place = self.segments.place(slot, missing, &*self.disk);
-            let place = place.map_err(|error| TierError::from_io(slot, error))?;
-            let none = TierError::ShortRead { slot, got: 0, wanted: op.io_bytes };
-            Ok((op, place.ok_or(none)?))
-        });
-        match built {
-            Ok((op, place)) => {
-                let writes = if op.direction == Direction::Write { vec![op.label.slot] } else { Vec::new() };
-                self.begin(lane, ticket, since, writes);
-                Some((op, place))
-            }
-            Err(error) => {
-                self.fail(ticket, since, error);
-                None
-            }
+        let writes = match &waiting.job {
+            Job::Store { label, .. } => vec![label.slot],
+            _ => Vec::new(),
+        };
+        if let Some(slot) = self.stuck_among(&writes) {
+            self.fail(ticket, since, TierError::SlotStuck { slot });
+            return None;
         }
+        // From here on the watchdog sees it: making a segment's file may take as long as a write.
+        self.begin(lane, ticket, since, writes);
+        let error = match self.build(waiting, staging) {
+            Ok(built) if self.is_awaited(lane) => return Some(built),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        if self.settle(lane)
+            && let Some(error) = error
+        {
+            self.fail(ticket, since, error);
+        }
+        None
     }
 
-    fn build(&self, waiting: Waiting, staging: &mut [u8]) -> Result<Op, TierError> {
+    fn build(&self, waiting: Waiting, staging: &mut [u8]) -> Result<(Op, Place<'_>), TierError> {
+        let op = self.seal_or_check(waiting, staging)?;
+        let missing = match op.direction {
+            Direction::Write => Missing::Create,
+            Direction::Read => Missing::Leave,
+        };
+        let slot = op.label.slot;
+        let place = self.segments.place(slot, missing, &*self.disk);
+        let place = place.map_err(|error| TierError::from_io(slot, error))?;
+        let none = TierError::ShortRead { slot, got: 0, wanted: op.io_bytes };
+        Ok((op, place.ok_or(none)?))
+    }
+
+    fn seal_or_check(&self, waiting: Waiting, staging: &mut [u8]) -> Result<Op, TierError> {
         let (direction, frame, label, seal) = match waiting.job {
             Job::Store { frame, label, .. } => (Direction::Write, frame, label, None),
             Job::Load { frame, label, seal, .. } => (Direction::Read, frame, label, Some(seal)),
@@ -253,9 +278,7 @@ impl Core {
         if !fits || !self.segments.holds(label.slot) {
             return Err(TierError::BadJob { slot: label.slot, bytes: label.bytes });
         }
-        if lock(&self.stuck).contains(&label.slot) {
-            return Err(TierError::SlotStuck { slot: label.slot });
-        }
+        self.stuck_among(&[label.slot]).map_or(Ok(()), |slot| Err(TierError::SlotStuck { slot }))?;
         let seal = match seal {
             Some(seal) if self.keys.holds(label.namespace, label.generation) => seal,
             Some(_) => return Err(TierError::KeyGone),
@@ -325,6 +348,11 @@ impl Core {
             }
             _ => false,
         }
+    }
+
+    /// Whether the lane's job has not been given up on.
+    fn is_awaited(&self, lane: usize) -> bool {
+        matches!(*lock(&self.lanes[lane]), Lane::Busy { .. })
     }
 
     /// The kernel is done with the lane; true if its job is still to be answered.
