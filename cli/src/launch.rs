@@ -15,6 +15,7 @@ use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::{Backend, BackendInfo, KvType, WeightForm};
 use runtime::api::{App, ServerConfig, TenantKeys, os_entropy};
 use runtime::engine::{Engine, StartError};
+use runtime::events::{EventHub, EventServer};
 use runtime::executor::sim::{SimConfig, SimModel, Verify};
 use runtime::executor::threaded::ThreadedExecutor;
 use runtime::executor::{self, Executor};
@@ -160,7 +161,12 @@ impl Launch {
     }
 
     /// Loads the model and starts the engine; says on `out` what takes memory.
-    pub fn start(&self, clock: &Arc<dyn Clock>, out: &mut dyn Write) -> Result<Replica, Failure> {
+    pub fn start(
+        &self,
+        events: Option<EventHub>,
+        clock: &Arc<dyn Clock>,
+        out: &mut dyn Write,
+    ) -> Result<Replica, Failure> {
         let (executor, text) = match &self.source {
             Source::Sim => self.sim(clock)?,
             Source::Demo => {
@@ -175,9 +181,20 @@ impl Launch {
         let keys = keys.ok_or_else(|| Failure::failed("a replica is started once"))?;
         let _ = out.write_all(self.tier_plan().as_bytes());
         let (schedule, storage) = (self.schedule.clone(), &self.tiers.storage);
-        let started = Engine::start_tiered(executor, schedule, storage, keys, None, Arc::clone(clock));
+        let started = Engine::start_tiered(executor, schedule, storage, keys, events, Arc::clone(clock));
         let (engine, _thread) = started.map_err(|e| shut(&e))?;
         Ok(Replica { engine, text, signer: self.signer()? })
+    }
+
+    /// Takes the endpoints of KV events and serves them from now on; `None` if none was asked for.
+    pub async fn publish_events(&self, clock: &Arc<dyn Clock>) -> Result<Option<EventHub>, Failure> {
+        let Some(options) = &self.tiers.events else { return Ok(None) };
+        let hub = EventHub::start(options.config.clone(), Arc::clone(clock))?;
+        let server = EventServer::bind(hub.clone(), &options.endpoint, options.replay.as_deref()).await;
+        let server = server
+            .map_err(|e| Failure::new(Exit::Address, format!("{}: {}", "cannot publish KV events", e)))?;
+        tokio::spawn(server.serve());
+        Ok(Some(hub))
     }
 
     /// What signs purge reports; of this process alone if no file was named.
@@ -310,7 +327,7 @@ pub async fn in_process(
 ) -> Result<Endpoint, Failure> {
     let listener = launch.bind()?;
     let authority = listener.local_addr()?.to_string();
-    let replica = launch.start(clock, out)?;
+    let replica = launch.start(None, clock, out)?;
     let app = App::new(replica.engine, replica.text, launch.server_config(), Arc::clone(clock));
     app.sign_with(replica.signer);
     let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use base::{Clock, SystemClock};
 use runtime::api::{App, Drained};
+use runtime::events::EventHub;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -51,7 +52,8 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
     say(&format!("loading:      {} at {} (503 until ready)", launch.source, url(address)));
     let is_demo = matches!(launch.source, Source::Demo);
     let drain = launch.server.drain;
-    let mut loading = load(launch, &clock)?;
+    let events = launch.publish_events(&clock).await?;
+    let mut loading = load(launch, events, &clock)?;
     let replica = tokio::select! {
         replica = &mut loading => replica.map_err(|_| Failure::failed("loading ended without a result"))??,
         name = signals.next() => {
@@ -106,12 +108,13 @@ fn finish(drained: Drained) -> Result<(), Failure> {
 /// Loads on a thread of its own: reading weights blocks, and `/health` must answer meanwhile.
 fn load(
     launch: Launch,
+    events: Option<EventHub>,
     clock: &Arc<dyn Clock>,
 ) -> Result<oneshot::Receiver<Result<Replica, Failure>>, Failure> {
     let (done, loaded) = oneshot::channel();
     let clock = Arc::clone(clock);
     base::spawn("load", move || {
-        let _ = done.send(launch.start(&clock, &mut std::io::stdout()));
+        let _ = done.send(launch.start(events, &clock, &mut std::io::stdout()));
     })?;
     Ok(loaded)
 }

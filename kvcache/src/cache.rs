@@ -27,6 +27,7 @@ use crate::lease::{Lease, LeaseId, LeaseTable};
 use crate::node::NodeId;
 use crate::pool::{PagePool, PageState};
 use crate::quota::Quotas;
+use crate::spans::Spans;
 use crate::stats::{CacheCounters, CacheStats};
 use crate::store::{Names, PageStore};
 use crate::{CacheConfig, TreeKey};
@@ -95,6 +96,16 @@ impl Cache {
             counters: CacheCounters::default(),
             config,
         }
+    }
+
+    /// The time, in hundredths of a second since any moment: how long pages live is counted in it.
+    pub fn tell_time(&mut self, hundredths: u32) {
+        self.forest.now = hundredths;
+    }
+
+    /// How long pages lived, lay idle and waited for their next use.
+    pub fn spans(&self) -> &Spans {
+        &self.forest.spans
     }
 
     pub fn config(&self) -> &CacheConfig {

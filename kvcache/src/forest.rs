@@ -20,6 +20,7 @@ use crate::TreeKey;
 use crate::eviction::{Evictor, Usage, Use};
 use crate::node::{Node, NodeId, Tree, TreeId};
 use crate::slab::Slab;
+use crate::spans::Spans;
 use crate::store::PageStore;
 
 pub(crate) struct Forest {
@@ -34,6 +35,9 @@ pub(crate) struct Forest {
     held: usize,
     /// Counts uses, as time for the policies.
     tick: u64,
+    /// In hundredths of a second, as far as it was told.
+    pub now: u32,
+    pub spans: Spans,
 }
 
 /// How far a walk came.
@@ -63,6 +67,8 @@ impl Forest {
             pages: 0,
             held: 0,
             tick: 0,
+            now: 0,
+            spans: Spans::default(),
         }
     }
 
@@ -256,6 +262,8 @@ impl Forest {
             let Some(parent) = node.parent else { break };
             node.frequency = node.frequency.saturating_add(1);
             node.tick = self.tick;
+            self.spans.reuse.note(self.now.wrapping_sub(node.used), node.pages.len());
+            node.used = self.now;
             node.rank = self.evictor.rank(Usage {
                 frequency: node.frequency,
                 tick: self.tick,
@@ -314,6 +322,7 @@ impl Forest {
         self.pages += run.len();
         self.held += run.len();
         node.tick = self.tick;
+        node.used = self.now;
         let by = run.len() as u32;
         node.pages.extend(run);
         node.rank = self.evictor.rank(Usage {
@@ -335,6 +344,8 @@ impl Forest {
             start: above.end(),
             frequency,
             tick: self.tick,
+            born: self.now,
+            used: self.now,
             rank: self.evictor.rank(Usage {
                 frequency,
                 tick: self.tick,
@@ -375,6 +386,7 @@ impl Forest {
     /// Takes pages off the end of a leaf until `dropped` has `n`.
     fn evict_leaf(&mut self, id: NodeId, n: usize, dropped: &mut Vec<Dropped>) {
         let (rank, frequency) = (self.node(id).rank, self.node(id).frequency);
+        let (born, used) = (self.node(id).born, self.node(id).used);
         let inner = self.evictor.inner(rank, frequency);
         let from = dropped.len();
         // A last page that stands apart goes alone.
@@ -385,6 +397,9 @@ impl Forest {
             self.evictor.offer(inner, id);
         }
         self.trim(id, most, dropped);
+        let gone = dropped.len() - from;
+        self.spans.lifetime.note(self.now.wrapping_sub(born), gone);
+        self.spans.idle.note(self.now.wrapping_sub(used), gone);
         let prints = dropped[from..].iter().map(|gone| self.store.print(gone.page));
         self.evictor.evicted(rank, frequency, prints);
     }

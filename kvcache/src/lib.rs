@@ -31,6 +31,7 @@ mod node;
 mod pool;
 mod quota;
 mod slab;
+mod spans;
 mod stats;
 mod store;
 mod tiers;
@@ -50,6 +51,7 @@ pub use event::{KvChange, KvEvent, Stored};
 pub use eviction::{EvictionKind, UnknownEviction};
 pub use integrity::IntegrityError;
 pub use lease::Lease;
+pub use spans::{SPAN_BUCKETS, Span, Spans};
 pub use stats::{CacheCounters, CacheStats};
 pub use tiers::{
     ColdOrder, ColdOutcome, ColdWork, Erasure, Fault, Fetch, JournalNote, Label, LowerConfig, PageMove,

@@ -39,6 +39,9 @@ pub(crate) struct Node {
     pub frequency: u32,
     /// When last used, in uses.
     pub tick: u64,
+    /// When made and when last used, in hundredths of a second.
+    pub born: u32,
+    pub used: u32,
     pub rank: Rank,
 }
 
@@ -54,6 +57,8 @@ impl Node {
             holds: 0,
             frequency: 0,
             tick: 0,
+            born: 0,
+            used: 0,
             rank: Rank::default(),
         }
     }

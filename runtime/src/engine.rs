@@ -13,7 +13,7 @@ use base::{Clock, Generation, NamespaceId, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
-use transfer::Journal;
+use transfer::{Journal, PageTier, TierIoStats};
 
 use crate::events::EventHub;
 use crate::executor::{Executor, ExecutorShape};
@@ -161,6 +161,7 @@ struct Shared {
     requests_max: usize,
     keys: Option<Arc<Mutex<Keys>>>,
     journal: Option<Arc<Journal>>,
+    cold: Vec<Arc<dyn PageTier>>,
 }
 
 impl Engine {
@@ -218,6 +219,7 @@ impl Engine {
             next_id: AtomicU64::new(1),
             requests_max: config.requests_max,
             journal: shelf.storage.as_ref().and_then(Storage::journal),
+            cold: shelf.storage.as_ref().map(Storage::cold).unwrap_or_default(),
             keys: keys.map(|keys| Arc::new(Mutex::new(keys))),
         };
         let thread = driver::spawn(executor, config, shelf, clock, stats, inbox, outbox)?;
@@ -292,6 +294,11 @@ impl Engine {
         let (answer, report) = oneshot::channel();
         self.shared.inbox.send(Message::Inspect { namespaces, answer }).ok()?;
         report.await.ok()
+    }
+
+    /// What the cold tiers' devices have done.
+    pub(crate) fn tier_io(&self) -> Vec<(Tier, TierIoStats)> {
+        self.shared.cold.iter().map(|tier| (tier.tier(), tier.stats())).collect()
     }
 
     /// Its namespaces by id and name; the default's alone if it was given none.

@@ -2,6 +2,10 @@
 //! scheduler takes no lock, and a scrape never waits for a step.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use base::Tier;
+use kvcache::{Spans, TierStats};
 
 use crate::engine::Health;
 
@@ -11,6 +15,8 @@ macro_rules! stats {
         #[derive(Debug, Default)]
         pub struct EngineStats {
             $($(#[$doc])* pub $name: AtomicU64,)*
+            /// By tier, nearest first.
+            pub tiers: [TierGauges; Tier::ALL.len()],
             health: AtomicU8,
         }
     };
@@ -24,6 +30,15 @@ stats! {
     /// Gauge: admitted, not yet started (or preempted).
     waiting,
     pages_total,
+    /// Pages copied device to host, host to device, host to cold tiers, and cold tiers to host.
+    tier_saved_pages,
+    tier_restored_pages,
+    tier_stored_pages,
+    tier_loaded_pages,
+    /// Copies between tiers not made, that failed, and whose bytes were wrong.
+    tier_shed_pages,
+    tier_failed_pages,
+    tier_wrong_pages,
     /// Gauge: pages that no sequence uses and no prefix occupies.
     pages_free,
     /// Gauge: pages that hold reusable prefixes and are not leased.
@@ -54,6 +69,37 @@ stats! {
     /// Requests refused because their deadline had passed.
     expired,
     executor_restarts,
+}
+
+/// One tier's numbers. A tier without places is not there.
+#[derive(Debug, Default)]
+pub struct TierGauges {
+    pub places: AtomicU64,
+    pub held: AtomicU64,
+    pub query_tokens: AtomicU64,
+    pub hit_tokens: AtomicU64,
+    pub evicted: AtomicU64,
+    spans: Mutex<Spans>,
+}
+
+impl TierGauges {
+    /// Takes over what a tier says of itself.
+    pub(crate) fn put(&self, stats: &TierStats) {
+        let (cache, counters) = (&stats.cache, &stats.cache.counters);
+        EngineStats::put(&self.places, cache.pages_total as u64);
+        EngineStats::put(&self.held, (cache.pages_leased + cache.pages_cached) as u64);
+        EngineStats::put(&self.query_tokens, counters.queried_tokens);
+        EngineStats::put(&self.hit_tokens, counters.hit_tokens);
+        EngineStats::put(&self.evicted, counters.evicted_pages);
+        // A scrape that reads at this moment makes this one update wait for the next step instead.
+        if let Ok(mut spans) = self.spans.try_lock() {
+            *spans = stats.spans;
+        }
+    }
+
+    pub fn spans(&self) -> Spans {
+        *self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl EngineStats {

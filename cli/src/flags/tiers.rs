@@ -6,6 +6,7 @@ use std::time::Duration;
 use base::{Bytes, Tier};
 use clap::ValueEnum;
 use kvcache::WritePolicy;
+use runtime::events::EventsConfig;
 use runtime::scheduler::PrefetchPolicy;
 use runtime::storage::{KeyStorePaths, NamespaceSpec, Retention, StorageConfig, TierRoom};
 use serde::Deserialize;
@@ -89,6 +90,31 @@ pub struct TierFlags {
     /// TOML file of namespaces: names, API keys, quotas, retention
     #[arg(long, value_name = "FILE", env = "QUIRE_NAMESPACES", hide_env_values = true)]
     pub namespaces: Option<PathBuf>,
+    /// Publish KV events there over ZeroMQ in vLLM's schema, as tcp://HOST:PORT
+    #[arg(long, value_name = "ENDPOINT", env = "QUIRE_KV_EVENTS_ENDPOINT", hide_env_values = true)]
+    pub kv_events_endpoint: Option<String>,
+    /// Replay missed KV events there
+    #[arg(
+        long,
+        value_name = "ENDPOINT",
+        env = "QUIRE_KV_EVENTS_REPLAY_ENDPOINT",
+        hide_env_values = true,
+        requires = "kv_events_endpoint"
+    )]
+    pub kv_events_replay_endpoint: Option<String>,
+    /// First frame of every KV event message
+    #[arg(
+        long,
+        value_name = "TEXT",
+        env = "QUIRE_KV_EVENTS_TOPIC",
+        hide_env_values = true,
+        default_value = ""
+    )]
+    pub kv_events_topic: String,
+    /// KV event batches that can be replayed
+    #[arg(long, value_name = "N", env = "QUIRE_KV_EVENTS_BUFFER", hide_env_values = true, default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub kv_events_buffer: u32,
 }
 
 /// As meant.
@@ -97,6 +123,15 @@ pub struct TierOptions {
     pub storage: StorageConfig,
     pub prefetch: PrefetchPolicy,
     pub sign_key: Option<PathBuf>,
+    pub events: Option<EventOptions>,
+}
+
+/// Where KV events go.
+#[derive(Clone, Debug)]
+pub struct EventOptions {
+    pub endpoint: String,
+    pub replay: Option<String>,
+    pub config: EventsConfig,
 }
 
 impl TierFlags {
@@ -126,7 +161,16 @@ impl TierFlags {
             Prefetch::Timeout => PrefetchPolicy::Timeout(timeout),
         };
         let beside = self.key_store.as_ref().map(|store| store.with_file_name("sign.key"));
-        Ok(TierOptions { storage, prefetch, sign_key: self.sign_key.clone().or(beside) })
+        let events = self.kv_events_endpoint.clone().map(|endpoint| EventOptions {
+            endpoint,
+            replay: self.kv_events_replay_endpoint.clone(),
+            config: EventsConfig {
+                buffer: self.kv_events_buffer as usize,
+                topic: self.kv_events_topic.clone(),
+                ..EventsConfig::default()
+            },
+        });
+        Ok(TierOptions { storage, prefetch, sign_key: self.sign_key.clone().or(beside), events })
     }
 
     fn key_store_paths(&self) -> Result<Option<KeyStorePaths>, Failure> {

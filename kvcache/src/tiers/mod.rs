@@ -149,6 +149,12 @@ impl Tiers {
         }
     }
 
+    /// The time, as [`Cache::tell_time`], for every tier.
+    pub fn tell_time(&mut self, hundredths: u32) {
+        self.device.tell_time(hundredths);
+        self.lower.values_mut().for_each(|lower| lower.index.tell_time(hundredths));
+    }
+
     /// Whether pages under `key` may still enter: a purge closes all generations up to its own.
     pub fn admits(&self, key: &TreeKey) -> bool {
         self.floors.get(&key.namespace).is_none_or(|floor| key.generation >= *floor)

@@ -16,7 +16,7 @@ use super::order::{
 use super::run::{Run, RunId};
 use super::{Tiers, WritePolicy};
 use crate::lease::Lease;
-use crate::{CacheStats, TreeKey};
+use crate::{CacheStats, Spans, TreeKey};
 
 /// Leaves looked at in one round of write-back.
 const COLDEST: usize = 4;
@@ -76,6 +76,7 @@ pub struct TierCounters {
 pub struct TierStats {
     pub tier: Tier,
     pub cache: CacheStats,
+    pub spans: Spans,
 }
 
 impl Tiers {
@@ -503,9 +504,13 @@ impl Tiers {
 
     /// Nearest tier first.
     pub fn tier_stats(&self) -> Vec<TierStats> {
-        let device = TierStats { tier: Tier::Device, cache: self.device.stats() };
-        let lower =
-            self.lower.values().map(|lower| TierStats { tier: lower.tier, cache: lower.index.stats() });
+        let device =
+            TierStats { tier: Tier::Device, cache: self.device.stats(), spans: *self.device.spans() };
+        let lower = self.lower.values().map(|lower| TierStats {
+            tier: lower.tier,
+            cache: lower.index.stats(),
+            spans: *lower.index.spans(),
+        });
         std::iter::once(device).chain(lower).collect()
     }
 

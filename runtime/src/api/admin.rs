@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::Response;
 use base::{NamespaceId, Tier};
-use kvcache::{CacheStats, TierStats};
+use kvcache::{CacheStats, Span, TierStats};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -80,6 +80,9 @@ fn describe(of: &TierStats, page_bytes: usize, report: &CacheReport) -> Value {
         "trees": of.cache.trees,
         "nodes": of.cache.nodes,
         "metadata_bytes": of.cache.metadata_bytes,
+        "lifetime_seconds": quantiles(&of.spans.lifetime),
+        "idle_before_evict_seconds": quantiles(&of.spans.idle),
+        "reuse_gap_seconds": quantiles(&of.spans.reuse),
         "hit_rate": rate(counters.hit_tokens, counters.queried_tokens),
         "queried_tokens": counters.queried_tokens,
         "hit_tokens": counters.hit_tokens,
@@ -88,6 +91,11 @@ fn describe(of: &TierStats, page_bytes: usize, report: &CacheReport) -> Value {
         "evicted_at_quota": counters.quota_pages,
         "io": io,
     })
+}
+
+/// Upper bounds below which half and nine tenths of the pages lie.
+fn quantiles(span: &Span) -> Value {
+    json!({"p50": span.quantile_seconds(0.5), "p90": span.quantile_seconds(0.9), "pages": span.count()})
 }
 
 fn travel(report: &CacheReport) -> Value {

@@ -56,7 +56,9 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response<Body> {
         MetricsAlias::Vllm => &["quire_", "vllm:"],
     };
     let model = app.config().models.first().map_or("", String::as_str);
-    let engine = app.replica().ok().map(|replica| (replica.engine.stats(), replica.engine.shape()));
+    let replica = app.replica().ok();
+    let io = replica.map(|replica| replica.engine.tier_io()).unwrap_or_default();
+    let engine = replica.map(|replica| (replica.engine.stats(), replica.engine.shape(), io.as_slice()));
     let page = metrics::render(prefixes, model, app.metrics(), engine);
     with_type(page, "text/plain; version=0.0.4; charset=utf-8")
 }

@@ -7,6 +7,7 @@
 mod histogram;
 mod server;
 mod text;
+mod tiers;
 
 pub use histogram::Histogram;
 pub use server::{Ending, ServerMetrics};

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use base::Tier;
+use transfer::TierIoStats;
+
 use crate::executor::ExecutorShape;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::server::{Ending, ServerMetrics};
@@ -12,13 +15,14 @@ pub(crate) fn render(
     prefixes: &[&str],
     model: &str,
     server: &ServerMetrics,
-    engine: Option<(&EngineStats, &ExecutorShape)>,
+    engine: Option<(&EngineStats, &ExecutorShape, &[(Tier, TierIoStats)])>,
 ) -> String {
     let mut page = Page { out: String::with_capacity(16 << 10), prefix: "", model: escape(model) };
     for prefix in prefixes {
         page.prefix = prefix;
-        if let Some((stats, shape)) = engine {
+        if let Some((stats, shape, io)) = engine {
             page.engine(stats, shape);
+            page.tiers(stats, io);
         }
         page.server(server);
     }
@@ -29,7 +33,7 @@ fn escape(label: &str) -> String {
     label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-struct Page<'a> {
+pub(super) struct Page<'a> {
     out: String,
     prefix: &'a str,
     model: String,
@@ -102,12 +106,12 @@ impl Page<'_> {
         }
     }
 
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         let prefix = self.prefix;
         let _ = writeln!(self.out, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+    pub(super) fn sample(&mut self, name: &str, labels: &str, value: f64) {
         let (prefix, model) = (self.prefix, &self.model);
         let _ = writeln!(self.out, "{prefix}{name}{{model_name=\"{model}\"{labels}}} {value}");
     }
@@ -117,7 +121,7 @@ impl Page<'_> {
         self.sample(name, "", value);
     }
 
-    fn counter(&mut self, stem: &str, help: &str, value: f64) {
+    pub(super) fn counter(&mut self, stem: &str, help: &str, value: f64) {
         let name = format!("{stem}_total");
         self.head(&name, "counter", help);
         self.sample(&name, "", value);
@@ -158,7 +162,7 @@ mod tests {
             layout: [0; 32],
             page_bytes: 4096,
         };
-        render(prefixes, "m\"1", &server, Some((&stats, &shape)))
+        render(prefixes, "m\"1", &server, Some((&stats, &shape, &[])))
     }
 
     #[test]
@@ -182,6 +186,22 @@ mod tests {
             quire_requests_expired_total counter
             quire_executor_restarts_total counter
             quire_engine_step_seconds_total counter
+            quire_kv_tier_places gauge
+            quire_kv_tier_pages gauge
+            quire_kv_tier_query_tokens_total counter
+            quire_kv_tier_hit_tokens_total counter
+            quire_kv_tier_evicted_pages_total counter
+            quire_kv_moved_pages_total counter
+            quire_kv_shed_pages_total counter
+            quire_kv_failed_pages_total counter
+            quire_kv_wrong_pages_total counter
+            quire_kv_prefetches_total counter
+            quire_kv_prefetches_declined_total counter
+            quire_kv_prefetch_timeouts_total counter
+            quire_host_hit_tokens_total counter
+            quire_kv_block_lifetime_seconds histogram
+            quire_kv_block_idle_before_evict_seconds histogram
+            quire_kv_block_reuse_gap_seconds histogram
             quire_request_success_total counter
             quire_http_responses_total counter
             quire_time_to_first_token_seconds histogram

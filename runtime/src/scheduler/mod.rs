@@ -340,6 +340,21 @@ impl Scheduler {
         EngineStats::put(&self.stats.pages_free, cache.pages_free as u64);
         EngineStats::put(&self.stats.pages_cached, cache.pages_cached as u64);
         EngineStats::put(&self.stats.evicted_pages, cache.counters.evicted_pages);
+        self.publish_tier_stats();
+    }
+
+    fn publish_tier_stats(&self) {
+        let (tiers, c) = self.tier_report();
+        for tier in &tiers {
+            self.stats.tiers[tier.tier.index()].put(tier);
+        }
+        EngineStats::put(&self.stats.tier_saved_pages, c.saved_pages);
+        EngineStats::put(&self.stats.tier_restored_pages, c.restored_pages);
+        EngineStats::put(&self.stats.tier_stored_pages, c.stored_pages);
+        EngineStats::put(&self.stats.tier_loaded_pages, c.loaded_pages);
+        EngineStats::put(&self.stats.tier_shed_pages, c.shed_pages);
+        EngineStats::put(&self.stats.tier_failed_pages, c.failed_pages);
+        EngineStats::put(&self.stats.tier_wrong_pages, c.wrong_pages);
     }
 
     /// The integrity law over the whole engine: every page is in one place, every sequence too.

@@ -24,6 +24,7 @@ struct Draft {
 impl Scheduler {
     /// The next step, or `None` if there is nothing to compute now.
     pub fn plan(&mut self, now: Nanos) -> Option<StepPlan> {
+        self.tiers.tell_time((now.0 / 10_000_000) as u32);
         self.expire(now);
         self.expire_promotions(now);
         self.yield_to_priority();

@@ -100,7 +100,7 @@ pub type OutcomeSink = Arc<dyn Fn(Ticket, ColdOutcome) + Send + Sync>;
 /// See the module's header.
 pub struct Storage {
     host: Option<Arc<HostArena>>,
-    tiers: Vec<Box<dyn PageTier>>,
+    tiers: Vec<Arc<dyn PageTier>>,
     journal: Option<(Arc<Journal>, Index)>,
     scrubber: Option<SyncSender<(Ticket, Vec<FrameId>)>>,
     shape: StorageShape,
@@ -197,7 +197,7 @@ impl Storage {
         }
         let tier = NvmeTier::open(config, host, keys.ring(), Arc::clone(clock), self.done_sink());
         let tier = tier.map_err(|source| StorageError::Tier { tier: Tier::Nvme, dir: dir.into(), source })?;
-        self.tiers.push(Box::new(tier));
+        self.tiers.push(Arc::new(tier));
         Ok(slots)
     }
 
@@ -221,7 +221,7 @@ impl Storage {
         let tier = ObjectTier::open_dir(dir.into(), config, host, keys.ring(), Arc::clone(clock), sink);
         let tier =
             tier.map_err(|source| StorageError::Tier { tier: Tier::Object, dir: dir.into(), source })?;
-        self.tiers.push(Box::new(tier));
+        self.tiers.push(Arc::new(tier));
         Ok(slots)
     }
 
@@ -304,6 +304,11 @@ impl Storage {
         if let Err(refused) = journal.submit(entries) {
             self.unrecorded += refused.len() as u64;
         }
+    }
+
+    /// The cold tiers, for whoever counts what they do.
+    pub fn cold(&self) -> Vec<Arc<dyn PageTier>> {
+        self.tiers.clone()
     }
 
     /// The index, to be waited for by whoever must know that it is on the disk.
