@@ -408,7 +408,8 @@ impl Cache {
     /// Drops every page that no lease holds from the trees that `of` picks, and returns how many.
     pub fn clear(&mut self, of: impl Fn(&TreeKey) -> bool) -> usize {
         self.settle();
-        let dropped = self.forest.clear(of);
+        let dropped = self.forest.clear(of, usize::MAX);
+        self.forest.evictor.forget_evicted();
         self.counters.cleared_pages += dropped.len() as u64;
         self.take_back(&dropped);
         if self.forest.pages() == 0 && !dropped.is_empty() && self.config.events_max > 0 {
@@ -419,10 +420,11 @@ impl Cache {
         dropped.len()
     }
 
-    /// As [`Cache::clear`], answering with the pages.
-    pub fn clear_pages(&mut self, of: impl Fn(&TreeKey) -> bool) -> Vec<PageId> {
+    /// As [`Cache::clear`], at most so many pages and answering with them. What is remembered of evicted
+    /// pages stays: fingerprints under a key of this process, which others' evictions go by, too.
+    pub fn clear_pages(&mut self, of: impl Fn(&TreeKey) -> bool, most: usize) -> Vec<PageId> {
         self.settle();
-        let dropped = self.forest.clear(of);
+        let dropped = self.forest.clear(of, most);
         self.counters.cleared_pages += dropped.len() as u64;
         self.let_go(&dropped);
         dropped.iter().map(|gone| gone.page).collect()
@@ -430,12 +432,7 @@ impl Cache {
 
     /// Pages in the trees that `of` picks.
     pub fn pages_of(&self, of: impl Fn(&TreeKey) -> bool) -> usize {
-        let in_tree = |tree: u32| of(&self.forest.trees()[tree].key);
-        if !self.forest.trees().iter().any(|(id, _)| in_tree(id)) {
-            return 0;
-        }
-        let nodes = self.forest.nodes().iter().filter(|(_, node)| in_tree(node.tree.0));
-        nodes.map(|(_, node)| node.pages.len()).sum()
+        self.forest.trees().iter().filter(|(_, tree)| of(&tree.key)).map(|(_, tree)| tree.pages).sum()
     }
 
     /// The pages that are free.

@@ -108,7 +108,14 @@ impl Forest {
     /// A tree for `key`, which has none; `name` is that of the empty prefix.
     pub fn plant(&mut self, key: TreeKey, identity: u64, name: Option<ChainHash>) -> NodeId {
         let print = self.store.hasher.root(identity);
-        let tree = TreeId(self.trees.insert(Tree { key: key.clone(), root: NodeId(0), print, name }));
+        let tree = TreeId(self.trees.insert(Tree {
+            key: key.clone(),
+            root: NodeId(0),
+            print,
+            name,
+            nodes: Vec::new(),
+            pages: 0,
+        }));
         let root = NodeId(self.nodes.insert(Node::root(tree)));
         self.trees[tree.0].root = root;
         self.keys.insert(key, tree);
@@ -194,11 +201,29 @@ impl Forest {
         node.start += at as u32;
         let first = upper.pages[0];
         let upper = NodeId(self.nodes.insert(upper));
+        self.list(upper);
         let print = self.store.print(first);
         *self.children.find_mut(print, |&id| id == lower).expect("a node is found by its parent") = upper;
         self.nodes[lower.0].parent = Some(upper);
         self.enlist(lower);
         upper
+    }
+
+    /// Enters a node into its tree's list.
+    fn list(&mut self, id: NodeId) {
+        let tree = self.nodes[id.0].tree;
+        let listed = &mut self.trees[tree.0].nodes;
+        self.nodes[id.0].place = listed.len() as u32;
+        listed.push(id);
+    }
+
+    fn unlist(&mut self, id: NodeId) {
+        let (tree, place) = (self.nodes[id.0].tree, self.nodes[id.0].place);
+        let listed = &mut self.trees[tree.0].nodes;
+        listed.swap_remove(place as usize);
+        if let Some(&moved) = listed.get(place as usize) {
+            self.nodes[moved.0].place = place;
+        }
     }
 
     /// Makes `node` findable from its parent.
@@ -320,6 +345,7 @@ impl Forest {
     fn append(&mut self, tip: NodeId, run: Vec<PageId>, tail: bool) -> NodeId {
         let node = &mut self.nodes[tip.0];
         self.pages += run.len();
+        self.trees[node.tree.0].pages += run.len();
         self.held += run.len();
         node.tick = self.tick;
         node.used = self.now;
@@ -356,7 +382,11 @@ impl Forest {
             pages,
             ..Node::root(above.tree)
         };
+        let tree = node.tree;
+        let count = node.pages.len();
         let id = NodeId(self.nodes.insert(node));
+        self.trees[tree.0].pages += count;
+        self.list(id);
         self.enlist(id);
         id
     }
@@ -441,7 +471,7 @@ impl Forest {
     }
 
     /// `top` and all nodes below it, with their depths. Children are not listed anywhere, so this looks
-    /// at every node: a page that turns out wrong is rare.
+    /// at every node of the tree: a page that turns out wrong is rare.
     fn below(&self, top: NodeId) -> Vec<(u32, NodeId)> {
         let is_below = |mut at: NodeId| {
             while at != top {
@@ -452,28 +482,28 @@ impl Forest {
             }
             true
         };
-        let tree = self.node(top).tree;
         let start = self.node(top).start;
-        let in_tree = self.nodes.iter().filter(|(_, node)| node.tree == tree && node.start >= start);
-        in_tree.map(|(id, node)| (node.start, NodeId(id))).filter(|&(_, id)| is_below(id)).collect()
+        let in_tree = self.tree_of(top).nodes.iter().map(|&id| (self.node(id).start, id));
+        in_tree.filter(|&(depth, id)| depth >= start && is_below(id)).collect()
     }
 
-    /// Drops every page that no lease holds from the trees that `of` picks, and all memory of
-    /// evicted pages, whichever tree they were of.
-    pub fn clear(&mut self, of: impl Fn(&TreeKey) -> bool) -> Vec<Dropped> {
-        let mut victims: Vec<(u32, NodeId)> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| !node.is_root() && node.holds == 0 && of(&self.trees[node.tree.0].key))
-            .map(|(id, node)| (node.start, NodeId(id)))
+    /// Drops up to `most` pages that no lease holds from the trees that `of` picks, deepest first.
+    pub fn clear(&mut self, of: impl Fn(&TreeKey) -> bool, most: usize) -> Vec<Dropped> {
+        let picked = self.trees.iter().filter(|(_, tree)| tree.pages > 0 && of(&tree.key));
+        let mut victims: Vec<(u32, NodeId)> = picked
+            .flat_map(|(_, tree)| tree.nodes.iter().map(|&id| (self.node(id).start, id)))
+            .filter(|&(_, id)| self.node(id).holds == 0)
             .collect();
         victims.sort_unstable_by(|a, b| b.cmp(a));
         let mut dropped = Vec::new();
         for (_, id) in victims {
-            self.evictor.dropped(self.node(id).rank, self.node(id).pages.len());
-            self.trim(id, usize::MAX, &mut dropped);
+            if dropped.len() == most {
+                break;
+            }
+            let pages = self.node(id).pages.len().min(most - dropped.len());
+            self.evictor.dropped(self.node(id).rank, pages);
+            self.trim(id, pages, &mut dropped);
         }
-        self.evictor.forget_evicted();
         dropped
     }
 
@@ -483,6 +513,7 @@ impl Forest {
         assert!(node.is_candidate(), "only unleased leaves are evicted");
         let keep = node.pages.len().saturating_sub(n);
         self.pages -= node.pages.len() - keep;
+        self.trees[node.tree.0].pages -= node.pages.len() - keep;
         if keep == 0 {
             self.remove(id, dropped);
         } else {
@@ -497,6 +528,7 @@ impl Forest {
         let entry = self.children.entry(print, |&other| other == id, |o| store.print(nodes[o.0].pages[0]));
         let Entry::Occupied(entry) = entry else { panic!("a node is found by its parent") };
         entry.remove();
+        self.unlist(id);
         let node = self.nodes.remove(id.0);
         self.evictor.withdraw(node.rank, id);
         push_dropped(&self.store, &node.pages, &self.trees[node.tree.0], dropped);

@@ -136,6 +136,20 @@ impl Cache {
                 return Err(Broken::Shape { node: tree.root.0, problem: "is not found by its tree's key" });
             }
         }
+        for (id, tree) in self.forest.trees().iter() {
+            let listed = |(place, node): (usize, &NodeId)| {
+                let node = self.forest.nodes().get(node.0);
+                node.filter(|node| node.tree.0 == id && node.place as usize == place)
+                    .map(|node| node.pages.len())
+            };
+            let pages: Option<Vec<usize>> = tree.nodes.iter().enumerate().map(listed).collect();
+            let Some(pages) = pages else {
+                return Err(Broken::Shape { node: tree.root.0, problem: "lists a node that is not its own" });
+            };
+            tally("pages of a tree", tree.pages, pages.into_iter().sum())?;
+        }
+        let listed = self.forest.trees().iter().map(|(_, tree)| 1 + tree.nodes.len()).sum();
+        tally("nodes in their trees' lists", self.forest.nodes().len(), listed)?;
         let pages = self.forest.nodes().iter().map(|(_, node)| node.pages.len()).sum();
         tally("pages in trees", self.forest.pages(), pages)
     }

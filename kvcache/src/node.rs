@@ -27,6 +27,8 @@ pub(crate) struct Node {
     /// `None` for the root of a tree, which has no pages.
     pub parent: Option<NodeId>,
     pub tree: TreeId,
+    /// Its place in the tree's list of nodes.
+    pub place: u32,
     /// Pages before the first page of this node.
     pub start: u32,
     pub pages: Vec<PageId>,
@@ -50,6 +52,7 @@ impl Node {
         Self {
             parent: None,
             tree,
+            place: 0,
             start: 0,
             pages: Vec::new(),
             children: 0,
@@ -86,4 +89,7 @@ pub(crate) struct Tree {
     pub print: u64,
     /// Name of the empty prefix, when events are on and the namespace's key is known.
     pub name: Option<ChainHash>,
+    /// All its nodes but the root, in no order, and their pages: what a purge looks at, and no other.
+    pub nodes: Vec<NodeId>,
+    pub pages: usize,
 }

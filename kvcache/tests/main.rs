@@ -12,3 +12,4 @@ mod show;
 mod soak;
 mod tiers;
 mod workload;
+mod world;

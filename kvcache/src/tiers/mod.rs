@@ -162,11 +162,11 @@ impl Tiers {
 
     /// Drops every page that nobody holds, in every tier; answers with how many.
     pub fn clear(&mut self) -> usize {
-        let device = self.device.clear_pages(|_| true).len();
+        let device = self.device.clear_pages(|_| true, usize::MAX).len();
         let tiers: Vec<Tier> = self.lower.keys().copied().collect();
         let below = tiers.into_iter().map(|tier| {
             let lower = self.lower.get_mut(&tier).expect("just listed");
-            let dropped = lower.index.clear_pages(|_| true).len();
+            let dropped = lower.index.clear_pages(|_| true, usize::MAX).len();
             self.note_gone(tier);
             dropped
         });

@@ -13,7 +13,8 @@
 //! ago still holds its bytes. Slots of cold tiers are handed over to be erased; what was evicted from
 //! them before is ciphertext whose key is gone.
 //!
-//! Nobody is made to wait: a purge advances between steps, a chunk at a time.
+//! Nobody is made to wait: a purge advances between steps, a chunk at a time, and looks at the nodes of
+//! its own trees only.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,7 +25,7 @@ use super::order::{ColdOrder, ColdOutcome, ColdWork, JournalNote, Ticket};
 use super::{RunId, Tiers};
 use crate::{Cache, TreeKey};
 
-/// Places erased by one order.
+/// Pages taken out of a tier at a time, and places erased by one order.
 const CHUNK: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -109,7 +110,10 @@ impl Purges {
 
     /// Whether a step must come even if nothing is to be computed.
     pub fn needs_step(&self) -> bool {
-        self.open.values().any(|purge| purge.device == DeviceStage::Due)
+        let waits = |purge: &Purge| {
+            purge.device == DeviceStage::Due || purge.scrubs.iter().any(|(of, _)| of.is_none())
+        };
+        self.open.values().any(waits)
     }
 
     pub fn scrubs_go_with(&mut self, step: StepId) {
@@ -181,7 +185,7 @@ impl Tiers {
     }
 
     fn advance_device(&mut self, purge: &mut Purge, begun: StepId, private: usize) {
-        let cleared = self.device.clear_pages(|key| purge.covers(key)).len() as u64;
+        let cleared = self.device.clear_pages(|key| purge.covers(key), CHUNK).len() as u64;
         if cleared > 0 {
             purge.scrubs.push((None, cleared));
         }
@@ -202,7 +206,7 @@ impl Tiers {
 
     fn advance_host(&mut self, id: PurgeId, purge: &mut Purge) {
         let Some(host) = self.lower.get_mut(&Tier::Host) else { return };
-        let cleared = host.index.clear_pages(|key| purge.covers(key)).len();
+        let cleared = host.index.clear_pages(|key| purge.covers(key), CHUNK).len();
         let held = purge.pages_in(&host.index);
         if held == 0 && purge.sweep.is_none() {
             purge.sweep = Some(host.index.free_pages().iter().copied().collect());
@@ -236,7 +240,7 @@ impl Tiers {
 
     fn advance_cold(&mut self, id: PurgeId, tier: Tier, purge: &mut Purge) {
         let Some(lower) = self.lower.get_mut(&tier) else { return };
-        let slots = lower.index.clear_pages(|key| purge.covers(key));
+        let slots = lower.index.clear_pages(|key| purge.covers(key), CHUNK);
         let held = purge.pages_in(&lower.index);
         let claimed = lower.index.claim(&slots);
         assert!(claimed, "slots just cleared are free");

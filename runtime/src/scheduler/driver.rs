@@ -21,6 +21,8 @@ use crate::request::Refusal;
 use crate::stats::EngineStats;
 use crate::storage::{Namespace, Storage};
 
+/// How often a purge goes on if nothing else wakes the engine.
+const PURGE_TICK: Duration = Duration::from_millis(1);
 /// Page names that may wait for the hub.
 const EVENTS_MAX: usize = 1 << 16;
 /// How often a silent engine looks at deadlines and at steps that do not come back.
@@ -120,7 +122,7 @@ impl Driver {
         let first = if self.scheduler.is_idle() {
             self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
-            self.inbox.recv_timeout(TICK)
+            self.inbox.recv_timeout(if self.purging.is_empty() { TICK } else { PURGE_TICK })
         };
         match first {
             Ok(message) => self.handle(message)?,
