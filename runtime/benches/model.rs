@@ -354,6 +354,9 @@ impl Backend for Timed {
     fn page_read(&self, page: u32) -> Vec<u8> {
         self.inner.page_read(page)
     }
+    fn page_read_into(&self, page: u32, out: &mut [u8]) {
+        self.inner.page_read_into(page, out);
+    }
     fn page_write(&mut self, page: u32, bytes: &[u8]) {
         self.inner.page_write(page, bytes);
     }
