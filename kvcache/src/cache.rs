@@ -22,12 +22,12 @@ use crate::event::{EventLog, KvChange, KvEvent, Stored};
 use crate::eviction::Evictor;
 use crate::fence::Fences;
 use crate::fingerprint::Fingerprint;
-use crate::forest::{Dropped, Forest};
+use crate::forest::Forest;
 use crate::lease::{Lease, LeaseId, LeaseTable};
 use crate::node::NodeId;
-use crate::pool::{PagePool, PageState};
+use crate::pool::PagePool;
+use crate::prune::Dropped;
 use crate::quota::Quotas;
-use crate::spans::Spans;
 use crate::stats::{CacheCounters, CacheStats};
 use crate::store::{Names, PageStore};
 use crate::{CacheConfig, TreeKey};
@@ -43,8 +43,8 @@ pub struct Cache {
     pub(crate) quotas: Quotas,
     events: EventLog,
     /// Pages that became free since the last `drain_gone`, and the names they had.
-    gone: Vec<(PageId, Option<ChainHash>)>,
-    counters: CacheCounters,
+    pub(crate) gone: Vec<(PageId, Option<ChainHash>)>,
+    pub(crate) counters: CacheCounters,
 }
 
 /// There are not enough pages, even after eviction.
@@ -63,14 +63,6 @@ pub struct Published {
     pub pages: Vec<PageId>,
     /// How many of the leading `pages` are the tree's own; those given in their place are fenced.
     pub duplicates: usize,
-}
-
-/// An unleased leaf with all that comes before it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ColdPath {
-    pub key: TreeKey,
-    pub tokens: Vec<TokenId>,
-    pub pages: Vec<PageId>,
 }
 
 impl Cache {
@@ -96,16 +88,6 @@ impl Cache {
             counters: CacheCounters::default(),
             config,
         }
-    }
-
-    /// The time, in hundredths of a second since any moment: how long pages live is counted in it.
-    pub fn tell_time(&mut self, hundredths: u32) {
-        self.forest.now = hundredths;
-    }
-
-    /// How long pages lived, lay idle and waited for their next use.
-    pub fn spans(&self) -> &Spans {
-        &self.forest.spans
     }
 
     pub fn config(&self) -> &CacheConfig {
@@ -151,20 +133,6 @@ impl Cache {
         let tip = reach.map_or(root, |reach| self.forest.settle(reach));
         self.forest.hold(tip);
         self.leases.open(tip, pages)
-    }
-
-    /// The pages of the longest cached prefix of `tokens`; no lease, so they may go at the next call.
-    pub fn find(&self, key: &TreeKey, tokens: &[TokenId]) -> Vec<PageId> {
-        let mut pages = Vec::new();
-        if let Some(root) = self.forest.root(key) {
-            self.forest.walk(root, tokens, |met| pages.extend_from_slice(met));
-        }
-        pages
-    }
-
-    /// The name of a page in the tree; `None` if its namespace has no key or names are not kept.
-    pub fn name(&self, page: PageId) -> Option<ChainHash> {
-        (self.pool.state(page) == PageState::Cached).then(|| self.forest.store.name(page)).flatten()
     }
 
     /// Extends a lease over pages of `tokens`, the whole sequence, that others have published since,
@@ -273,16 +241,6 @@ impl Cache {
         n.min(self.quotas.room(namespace).unwrap_or(n))
     }
 
-    /// Limits the pages that `namespace` keeps here; `None` lifts the limit.
-    pub fn set_quota(&mut self, namespace: NamespaceId, pages: Option<usize>) {
-        self.quotas.set(namespace, pages);
-    }
-
-    /// Pages of `namespace` in the trees.
-    pub fn used(&self, namespace: NamespaceId) -> usize {
-        self.quotas.used(namespace)
-    }
-
     /// Extends the lease over what the tree already holds of `tokens`.
     fn adopt(&mut self, lease: &mut Lease, tokens: &[TokenId]) {
         let old = self.leases.tip(lease.id);
@@ -295,7 +253,7 @@ impl Cache {
     }
 
     /// Adds pages that the tree does not hold yet below the lease's end.
-    fn insert(&mut self, lease: &mut Lease, tokens: &[TokenId], pages: &[PageId]) {
+    pub(crate) fn insert(&mut self, lease: &mut Lease, tokens: &[TokenId], pages: &[PageId]) {
         if pages.is_empty() {
             return;
         }
@@ -398,7 +356,7 @@ impl Cache {
     }
 
     /// Takes in the leases dropped since the last call.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         while let Some(id) = self.leases.next_dropped() {
             let fence = self.fences.begun();
             self.release_id(id, fence);
@@ -420,35 +378,6 @@ impl Cache {
         dropped.len()
     }
 
-    /// As [`Cache::clear`], at most so many pages and answering with them. What is remembered of evicted
-    /// pages stays: fingerprints under a key of this process, which others' evictions go by, too.
-    pub fn clear_pages(&mut self, of: impl Fn(&TreeKey) -> bool, most: usize) -> Vec<PageId> {
-        self.settle();
-        let dropped = self.forest.clear(of, most);
-        self.counters.cleared_pages += dropped.len() as u64;
-        self.let_go(&dropped);
-        dropped.iter().map(|gone| gone.page).collect()
-    }
-
-    /// Pages in the trees that `of` picks.
-    pub fn pages_of(&self, of: impl Fn(&TreeKey) -> bool) -> usize {
-        self.forest.trees().iter().filter(|(_, tree)| of(&tree.key)).map(|(_, tree)| tree.pages).sum()
-    }
-
-    /// The pages that are free.
-    pub fn free_pages(&self) -> &[PageId] {
-        self.pool.free_list()
-    }
-
-    pub fn is_free(&self, page: PageId) -> bool {
-        self.pool.state(page) == PageState::Free
-    }
-
-    /// Whether `step` has answered.
-    pub fn has_completed(&self, step: StepId) -> bool {
-        self.fences.is_complete(step)
-    }
-
     /// Evicts up to `n` pages in the policy's order, and returns how many.
     pub fn evict(&mut self, n: usize) -> usize {
         self.settle();
@@ -462,69 +391,7 @@ impl Cache {
         dropped.len()
     }
 
-    /// Drops page `at` of the path of `tokens` and all that lies below it, as far as no lease holds it:
-    /// for a page whose bytes turned out to be wrong. What is held stays, and the caller asks again.
-    pub fn cut(&mut self, key: &TreeKey, tokens: &[TokenId], at: usize) -> Vec<PageId> {
-        self.settle();
-        let Some(root) = self.forest.root(key) else { return Vec::new() };
-        let dropped = self.forest.cut(root, tokens, at);
-        self.counters.cleared_pages += dropped.len() as u64;
-        self.let_go(&dropped);
-        dropped.iter().map(|gone| gone.page).collect()
-    }
-
-    /// Page `at` of the path of `tokens` and all that lies below it.
-    pub fn below(&self, key: &TreeKey, tokens: &[TokenId], at: usize) -> Vec<PageId> {
-        self.forest.root(key).map_or_else(Vec::new, |root| self.forest.pages_below(root, tokens, at))
-    }
-
-    /// The unleased leaves that would be evicted next, with their whole paths: what a write-back copies
-    /// before it is lost.
-    pub fn coldest(&self, leaves: usize) -> Vec<ColdPath> {
-        self.forest.evictor.candidates().take(leaves).map(|(_, id)| self.path_of(id)).collect()
-    }
-
-    fn path_of(&self, id: NodeId) -> ColdPath {
-        let mut runs: Vec<&[PageId]> = Vec::new();
-        let mut at = Some(id);
-        while let Some(node) = at.map(|id| self.forest.node(id)) {
-            runs.push(&node.pages);
-            at = node.parent;
-        }
-        let pages: Vec<PageId> = runs.into_iter().rev().flatten().copied().collect();
-        let tokens = pages.iter().flat_map(|&page| self.forest.store.tokens(page)).copied().collect();
-        ColdPath { key: self.forest.tree_of(id).key.clone(), tokens, pages }
-    }
-
-    /// Takes just these pages, known from before a restart, to be put back by [`Cache::reinstate`]. All
-    /// or none: false if one is not free.
-    pub fn claim(&mut self, pages: &[PageId]) -> bool {
-        self.pool.take_exactly(pages)
-    }
-
-    /// Puts claimed `pages` back where they lay before a restart: from page `first` on of the path of
-    /// `tokens`. False, and the pages stay claimed, if what comes before them is not there.
-    pub fn reinstate(&mut self, key: &TreeKey, tokens: &[TokenId], first: usize, pages: &[PageId]) -> bool {
-        let size = self.config.page_tokens as usize;
-        let mut lease = self.hold(key, tokens);
-        let fits = lease.pages.len() == first && tokens.len() == (first + pages.len()) * size;
-        if fits {
-            self.insert(&mut lease, &tokens[first * size..], pages);
-        }
-        self.release(lease, StepId(0));
-        fits
-    }
-
-    /// How often the last page of `tokens` has been used; 0 if it is not here.
-    pub fn frequency(&self, key: &TreeKey, tokens: &[TokenId]) -> u32 {
-        let Some(root) = self.forest.root(key) else { return 0 };
-        let mut met = 0;
-        let reach = self.forest.walk(root, tokens, |pages| met += pages.len());
-        let whole = tokens.len() / self.config.page_tokens as usize;
-        reach.filter(|_| met == whole).map_or(0, |reach| self.forest.node(reach.node).frequency)
-    }
-
-    fn let_go(&mut self, dropped: &[Dropped]) {
+    pub(crate) fn let_go(&mut self, dropped: &[Dropped]) {
         self.take_back(dropped);
         self.tell_removed(dropped);
     }
@@ -537,12 +404,6 @@ impl Cache {
         if self.config.departures == Departures::Told {
             self.gone.extend(dropped.iter().map(|gone| (gone.page, gone.name)));
         }
-    }
-
-    /// Pages that became free since the last call, in order, with the names they had in the tree; only if
-    /// the configuration asks for it. They may have been reserved again since.
-    pub fn drain_gone(&mut self) -> Vec<(PageId, Option<ChainHash>)> {
-        std::mem::take(&mut self.gone)
     }
 
     fn tell_removed(&mut self, dropped: &[Dropped]) {

@@ -29,12 +29,14 @@ mod integrity;
 mod lease;
 mod node;
 mod pool;
+mod prune;
 mod quota;
 mod slab;
 mod spans;
 mod stats;
 mod store;
 mod tiers;
+mod upkeep;
 
 #[cfg(test)]
 extern crate self as quire_kvcache;
@@ -45,7 +47,7 @@ mod naive;
 #[path = "../tests/soak.rs"]
 mod soak;
 
-pub use cache::{Cache, ColdPath, OutOfPages, Published};
+pub use cache::{Cache, OutOfPages, Published};
 pub use config::{CacheConfig, Departures, Naming, TreeKey};
 pub use event::{KvChange, KvEvent, Stored};
 pub use eviction::{EvictionKind, UnknownEviction};
@@ -58,3 +60,4 @@ pub use tiers::{
     PrefetchEnd, PrefetchId, PurgeId, PurgeState, Reach, Scrubbed, Seal, SlotRecord, Ticket, TierCounters,
     TierErasure, TierEvent, TierStats, Tiers, TiersConfig, UnknownWritePolicy, WritePolicy,
 };
+pub use upkeep::ColdPath;

@@ -28,6 +28,7 @@
 //!
 //! Limits: cold tiers are written from and read into host frames, so they need a host tier.
 
+mod arrival;
 mod lower;
 mod order;
 mod purge;

@@ -10,9 +10,7 @@
 use base::{FrameId, PageId, StepId, Tier, TokenId};
 
 use super::lower::{Lower, frame, slot};
-use super::order::{
-    ColdOrder, ColdOutcome, ColdWork, Fault, JournalNote, Label, PageMove, SlotRecord, Ticket,
-};
+use super::order::{ColdOrder, ColdWork, Label, PageMove, Ticket};
 use super::run::{Run, RunId};
 use super::{Tiers, WritePolicy};
 use crate::lease::Lease;
@@ -100,7 +98,7 @@ impl Tiers {
         device.max(self.lower.get(&Tier::Host).map_or(0, held))
     }
 
-    fn page_tokens(&self) -> usize {
+    pub(super) fn page_tokens(&self) -> usize {
         self.device.config().page_tokens as usize
     }
 
@@ -156,11 +154,11 @@ impl Tiers {
         (stats.pages_free as f32) < stats.pages_total as f32 * self.lower[&Tier::Host].watermark
     }
 
-    fn writes(&self, tier: Tier) -> Option<WritePolicy> {
+    pub(super) fn writes(&self, tier: Tier) -> Option<WritePolicy> {
         self.lower.get(&tier).map(|lower| lower.write)
     }
 
-    fn cold_tiers(&self) -> Vec<Tier> {
+    pub(super) fn cold_tiers(&self) -> Vec<Tier> {
         self.lower.keys().copied().filter(|tier| *tier > Tier::Host).collect()
     }
 
@@ -182,7 +180,7 @@ impl Tiers {
     }
 
     /// Orders the copy of what `tier` lacks of a path, as far as the host has it.
-    fn store(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId]) {
+    pub(super) fn store(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId]) {
         if !self.admits(key) || !self.keys.contains_key(&key.namespace) {
             return;
         }
@@ -317,185 +315,6 @@ impl Tiers {
     /// Whether a step must come even if nothing is to be computed.
     pub fn has_moves(&self) -> bool {
         !self.moves.is_empty() || self.purges.needs_step()
-    }
-
-    /// The moves that `step` does before its work, in order.
-    pub fn take_moves(&mut self, step: StepId) -> Vec<PageMove> {
-        self.runs.values_mut().filter(|run| run.source.is_none()).for_each(|run| {
-            run.step.get_or_insert(step);
-        });
-        self.reading.iter_mut().for_each(|(of, _)| {
-            of.get_or_insert(step);
-        });
-        let mut moves = std::mem::take(&mut self.moves);
-        let scrubs = self.device.drain_gone().into_iter().map(|(page, _)| PageMove::Scrub { page });
-        moves.extend(scrubs);
-        self.purges.scrubs_go_with(step);
-        moves.sort_by_key(|of| match of {
-            PageMove::Save { .. } => 0,
-            PageMove::Scrub { .. } => 1,
-            PageMove::Restore { .. } => 2,
-        });
-        moves
-    }
-
-    /// Steps up to `step` have answered: what they saved is there, but for the `unsaved` frames, and what
-    /// they read may go.
-    pub fn complete(&mut self, step: StepId, unsaved: &[FrameId]) {
-        let is_done = |of: &Option<StepId>| of.is_some_and(|of| of <= step);
-        let (read, reading) = std::mem::take(&mut self.reading).into_iter().partition(|(of, _)| is_done(of));
-        self.reading = reading;
-        for (_, lease) in read {
-            self.give_back(Tier::Host, lease);
-        }
-        let saved: Vec<RunId> =
-            self.runs.iter().filter(|(_, run)| is_done(&run.step)).map(|(id, _)| *id).collect();
-        for id in saved {
-            let run = self.runs.get_mut(&id).expect("just listed");
-            run.left = 0;
-            if let Some(at) = run.places.iter().position(|&place| unsaved.contains(&frame(place))) {
-                run.fail(at, Fault::Unavailable);
-                self.counters.failed_pages += 1;
-            }
-            let places = run.places.clone();
-            self.arrived(Tier::Host, &places);
-            self.finish(id);
-        }
-    }
-
-    fn arrived(&mut self, tier: Tier, places: &[PageId]) {
-        if let Some(lower) = self.lower.get_mut(&tier) {
-            places.iter().for_each(|&place| lower.arrived(place, None));
-        }
-    }
-
-    /// What other threads are to do, in order.
-    pub fn take_orders(&mut self) -> Vec<ColdOrder> {
-        std::mem::take(&mut self.orders)
-    }
-
-    /// An order was carried out, or was not. Unknown tickets are ignored: their run was given up.
-    pub fn answer(&mut self, ticket: Ticket, outcome: ColdOutcome) {
-        if self.answer_erasure(ticket, outcome) {
-            return;
-        }
-        let Some(run) = self.runs.get_mut(&ticket.run()) else { return };
-        let (index, target) = (ticket.index(), run.target);
-        let place = run.places[index];
-        run.left -= 1;
-        self.in_flight -= 1;
-        let is_last = run.left == 0;
-        let lower = self.lower.get_mut(&target).expect("a run's tier exists");
-        match outcome {
-            ColdOutcome::Stored(seal) => {
-                lower.arrived(place, Some(seal));
-                self.counters.stored_pages += 1;
-            }
-            ColdOutcome::Loaded => {
-                lower.arrived(place, None);
-                self.counters.loaded_pages += 1;
-            }
-            ColdOutcome::Failed(fault) => {
-                run.fail(index, fault);
-                self.counters.failed_pages += 1;
-                self.counters.wrong_pages += u64::from(fault == Fault::Wrong);
-            }
-            ColdOutcome::Erased { .. } => run.fail(index, Fault::Unavailable),
-        }
-        if is_last {
-            self.finish(ticket.run());
-        }
-    }
-
-    fn note_stored(&mut self, run: &Run, index: usize) {
-        let lower = &self.lower[&run.target];
-        let (at, size) = (run.first + index, self.page_tokens());
-        let place = run.places[index];
-        let Some(name) = lower.name(place) else { return };
-        self.notes.push(JournalNote::Page(SlotRecord {
-            tier: run.target,
-            slot: slot(place),
-            key: run.key.clone(),
-            parent: at.checked_sub(1).map(|before| slot(run.to.pages()[before])),
-            name,
-            seal: lower.seal(place),
-            tokens: run.tokens[at * size..(at + 1) * size].to_vec(),
-        }));
-    }
-
-    /// Every page of a run has answered: leases end, failures are cut out, copies go on.
-    pub(super) fn finish(&mut self, id: RunId) {
-        let Some(run) = self.runs.remove(&id) else { return };
-        let arrived = run.failed.unwrap_or(run.places.len());
-        if let Some(lower) = self.lower.get_mut(&run.target) {
-            lower.withdraw(&run.places[arrived..]);
-        }
-        self.tell_stored(&run, arrived);
-        if run.target > Tier::Host {
-            (0..arrived).for_each(|index| self.note_stored(&run, index));
-        }
-        let Run { key, tokens, source, target, to, first, places, failed, fault, prefetch, onward, .. } = run;
-        self.give_back(target, to);
-        let from = source.as_ref().map(|(tier, _)| *tier);
-        if let Some((tier, lease)) = source {
-            self.give_back(tier, lease);
-        }
-        if let Some(at) = failed {
-            self.cut_out(target, &key, &tokens, first + at);
-            if let (Some(tier), Some(Fault::Wrong)) = (from, fault)
-                && target == Tier::Host
-            {
-                self.cut_out(tier, &key, &tokens, first + at);
-            }
-        }
-        if let (Some(id), Some(from)) = (prefetch, from) {
-            self.ended.push(PrefetchEnd { id, from, asked: places.len(), arrived });
-        }
-        if target == Tier::Host && arrived > 0 {
-            let tokens = &tokens[..(first + arrived) * self.page_tokens()];
-            self.go_on(&key, tokens, from, onward);
-        }
-    }
-
-    /// Pages have reached host memory: write-through tiers below get them, too.
-    fn go_on(&mut self, key: &TreeKey, tokens: &[TokenId], from: Option<Tier>, onward: Option<Tier>) {
-        for tier in self.cold_tiers() {
-            let is_due = self.writes(tier) == Some(WritePolicy::WriteThrough) || onward == Some(tier);
-            if is_due && from != Some(tier) {
-                self.store(tier, key, tokens);
-            }
-        }
-    }
-
-    /// Drops page `at` of a path and what lies below it. What others still hold cannot be read any more
-    /// either, and goes when they let go.
-    fn cut_out(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId], at: usize) {
-        let Some(lower) = self.lower.get_mut(&tier) else { return };
-        lower.index.cut(key, tokens, at);
-        lower.doom(key, tokens, at);
-        self.note_gone(tier);
-    }
-
-    /// Takes note of the places that left a tier's tree.
-    pub(super) fn note_gone(&mut self, tier: Tier) {
-        let Some(lower) = self.lower.get_mut(&tier) else { return };
-        lower.cut_doomed();
-        let gone = lower.note_gone();
-        if tier > Tier::Host {
-            let drop = |(place, _)| JournalNote::Drop { tier, slot: slot(place) };
-            self.notes.extend(gone.iter().copied().map(drop));
-        }
-        self.tell_removed(tier, &gone);
-    }
-
-    /// What the journal of the cold tiers has to record, in order.
-    pub fn drain_notes(&mut self) -> Vec<JournalNote> {
-        std::mem::take(&mut self.notes)
-    }
-
-    /// Prefetches that ended since the last call.
-    pub fn drain_ended(&mut self) -> Vec<PrefetchEnd> {
-        std::mem::take(&mut self.ended)
     }
 
     pub fn counters(&self) -> TierCounters {
