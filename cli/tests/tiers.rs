@@ -295,6 +295,26 @@ fn a_killed_server_finds_its_pages_again_and_not_those_it_purged() {
 }
 
 #[test]
+fn a_spoiled_file_is_a_miss_with_a_reason() {
+    let node = Node::new();
+    let server = node.start();
+    let words = prompt(7, 70);
+    cached(&server, "zen-key", &words);
+    settled(&server);
+    server.signal("KILL");
+    server.wait();
+    let segment = node.path("nvme/segment-00000.pages");
+    let spoiled: Vec<u8> = std::fs::read(&segment).unwrap().iter().map(|byte| byte ^ 0x10).collect();
+    std::fs::write(&segment, spoiled).unwrap();
+    let server = node.start();
+    assert_eq!(cached(&server, "zen-key", &words), 0);
+    let report = settled(&server);
+    let nvme = report["tiers"].as_array().unwrap().iter().find(|tier| tier["tier"] == "nvme").unwrap();
+    assert!(nvme["io"]["failures"]["bad_seal"].as_u64().unwrap_or(0) > 0, "{report}");
+    assert_eq!(cached(&server, "zen-key", &words), 64, "computed again and kept");
+}
+
+#[test]
 fn a_purge_that_stops_waiting_says_what_is_held() {
     let node = Node::new();
     let server = node.start();
