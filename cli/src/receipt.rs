@@ -59,8 +59,11 @@ pub fn complete(report: &PurgeReport) -> Result<(), Failure> {
     }
     let held: u64 = report.tiers.iter().map(|line| line.outstanding + line.found_by_probe).sum();
     let failed: u64 = report.tiers.iter().map(|line| line.failed).sum();
-    let message =
-        format!("the purge of {:?} is incomplete: {held} pages held, {failed} failed", report.namespace);
+    let why = match (held, failed) {
+        (0, 0) => "it had not ended when the report was signed".to_owned(),
+        _ => format!("{held} pages held, {failed} not overwritten"),
+    };
+    let message = format!("the purge of {:?} is incomplete: {why}", report.namespace);
     Err(Failure::new(Exit::Incomplete, message)
         .hint("the purge goes on; ask again later, or with --running cancel to end the requests in its way"))
 }
@@ -134,7 +137,11 @@ pub mod tests {
         assert_eq!(complete(&report(Guarantee::CryptoErased)), Ok(()));
         let failure = complete(&report(Guarantee::Incomplete)).unwrap_err();
         assert_eq!(failure.exit, Exit::Incomplete);
-        expect![[r#"the purge of "acme" is incomplete: 1 pages held, 0 failed"#]].assert_eq(&failure.message);
+        expect![[r#"the purge of "acme" is incomplete: 1 pages held, 0 not overwritten"#]]
+            .assert_eq(&failure.message);
+        let early = PurgeReport { tiers: Vec::new(), ..report(Guarantee::Incomplete) };
+        expect![[r#"the purge of "acme" is incomplete: it had not ended when the report was signed"#]]
+            .assert_eq(&complete(&early).unwrap_err().message);
     }
 
     #[test]
