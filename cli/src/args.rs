@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::flags::{Engine, EngineFlags};
-use crate::{bench, chat, config, doctor, reference, version};
+use crate::{bench, cache, chat, config, doctor, purge, reference, verify, version};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,6 +55,15 @@ pub enum Verb {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Show how a server's cache stands, tier by tier
+    #[command(after_help = cache::EXAMPLES)]
+    Cache(cache::CacheArgs),
+    /// Forget a namespace on a server, and keep the signed report
+    #[command(after_help = purge::EXAMPLES)]
+    Purge(purge::PurgeArgs),
+    /// Check a signed purge report, without a server
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::VerifyArgs),
     /// Show what this machine offers, and what to change
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),

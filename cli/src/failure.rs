@@ -23,11 +23,15 @@ pub enum Exit {
     Cut = 6,
     /// A tier of the cache cannot be opened.
     Storage = 7,
+    /// A purge, or the report of one, leaves something that is held or was not seen to be gone.
+    Incomplete = 8,
+    /// A report is not what the key signed, or is signed by another key.
+    Unverified = 9,
 }
 
 impl Exit {
     /// Every code with its meaning, for the reference page.
-    pub const ALL: [(u8, &'static str); 8] = [
+    pub const ALL: [(u8, &'static str); 10] = [
         (0, "success; a server that was asked to stop and finished its requests"),
         (Exit::Failed as u8, "something went wrong while running"),
         (Exit::Usage as u8, "the command line or the configuration is wrong; nothing was started"),
@@ -36,6 +40,8 @@ impl Exit {
         (Exit::Unreachable as u8, "the server that was asked cannot be reached"),
         (Exit::Cut as u8, "stopped as asked, but requests were cut at the deadline or by a second signal"),
         (Exit::Storage as u8, "a tier of the cache cannot be opened"),
+        (Exit::Incomplete as u8, "a purge is incomplete: something is held, or was not seen to be gone"),
+        (Exit::Unverified as u8, "a report is not what its key signed, or is signed by another key"),
     ];
 }
 

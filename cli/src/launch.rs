@@ -73,8 +73,9 @@ pub struct Launch {
     cache: CacheOptions,
     tiers: TierOptions,
     schedule: SchedulerConfig,
-    /// Namespaces and their secrets, made once: server and engine must agree on who is who.
-    keys: Arc<Mutex<Option<Keys>>>,
+    /// Namespaces, their secrets and what signs purge reports, made once: server and engine must agree on
+    /// who is who.
+    secrets: Arc<Mutex<Option<(Keys, NodeSigner)>>>,
     tenants: Vec<TenantKeys>,
 }
 
@@ -102,8 +103,9 @@ impl Launch {
         let keys = Keys::open(&tiers.storage.namespaces, tiers.storage.key_store.as_ref())
             .map_err(|e| Failure::usage(e.to_string()))?;
         let tenants = tenants(&keys);
-        let keys = Arc::new(Mutex::new(Some(keys)));
-        Ok(Self { source, server, model: options, cache, tiers, schedule, keys, tenants })
+        let signer = signer(tiers.sign_key.as_deref())?;
+        let secrets = Arc::new(Mutex::new(Some((keys, signer))));
+        Ok(Self { source, server, model: options, cache, tiers, schedule, secrets, tenants })
     }
 
     /// The demo as `quire up` starts it, on a free port.
@@ -177,13 +179,13 @@ impl Launch {
             }
             Source::Path(path) => self.cpu(&open(path)?, clock, out)?,
         };
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let keys = keys.ok_or_else(|| Failure::failed("a replica is started once"))?;
+        let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (keys, signer) = secrets.ok_or_else(|| Failure::failed("a replica is started once"))?;
         let _ = out.write_all(self.tier_plan().as_bytes());
         let (schedule, storage) = (self.schedule.clone(), &self.tiers.storage);
         let started = Engine::start_tiered(executor, schedule, storage, keys, events, Arc::clone(clock));
         let (engine, _thread) = started.map_err(|e| shut(&e))?;
-        Ok(Replica { engine, text, signer: self.signer()? })
+        Ok(Replica { engine, text, signer })
     }
 
     /// Takes the endpoints of KV events and serves them from now on; `None` if none was asked for.
@@ -191,19 +193,10 @@ impl Launch {
         let Some(options) = &self.tiers.events else { return Ok(None) };
         let hub = EventHub::start(options.config.clone(), Arc::clone(clock))?;
         let server = EventServer::bind(hub.clone(), &options.endpoint, options.replay.as_deref()).await;
-        let server = server
-            .map_err(|e| Failure::new(Exit::Address, format!("{}: {}", "cannot publish KV events", e)))?;
+        let server =
+            server.map_err(|e| Failure::new(Exit::Address, format!("cannot publish KV events: {e}")))?;
         tokio::spawn(server.serve());
         Ok(Some(hub))
-    }
-
-    /// What signs purge reports; of this process alone if no file was named.
-    fn signer(&self) -> Result<NodeSigner, Failure> {
-        match &self.tiers.sign_key {
-            Some(path) => NodeSigner::load_or_create(path)
-                .map_err(|e| Failure::new(Exit::Storage, format!("the signing key: {e}"))),
-            None => NodeSigner::random().map_err(|e| Failure::failed(e.to_string())),
-        }
     }
 
     /// What lies below the device, one line a tier.
@@ -307,6 +300,16 @@ fn tenants(keys: &Keys) -> Vec<TenantKeys> {
         keys: namespace.spec.api_keys.clone(),
     };
     named.map(of).collect()
+}
+
+/// What signs purge reports; of this process alone if no file was named.
+fn signer(file: Option<&Path>) -> Result<NodeSigner, Failure> {
+    match file {
+        Some(path) => {
+            NodeSigner::load_or_create(path).map_err(|e| Failure::usage(format!("--sign-key: {e}")))
+        }
+        None => NodeSigner::random().map_err(|e| Failure::failed(e.to_string())),
+    }
 }
 
 fn shut(error: &StartError) -> Failure {

@@ -1,10 +1,11 @@
-//! The binary `quire`: up, serve, chat, bench, doctor, config.
+//! The binary `quire`: up, serve, chat, bench, cache, purge, verify, doctor, config.
 //!
 //! `main` reads the command line and hands over; each command has its file. What a user may see — help,
 //! settings, errors, exit codes — is held by golden files in `tests/`.
 
 mod args;
 mod bench;
+mod cache;
 mod chat;
 mod config;
 mod demo;
@@ -15,11 +16,16 @@ mod http;
 mod launch;
 mod layers;
 mod logging;
+mod operator;
 mod progress;
+mod purge;
+mod receipt;
 mod reference;
 mod serve;
 mod size;
 mod sse;
+mod table;
+mod verify;
 mod version;
 
 use std::ffi::OsString;
@@ -72,6 +78,15 @@ fn run(verb: &Verb, settings: &[Setting]) -> Result<(), Failure> {
             logging::start(&LogFlags::quiet());
             bench::run(args)
         }
+        Verb::Cache(args) => {
+            logging::start(&LogFlags::quiet());
+            cache::run(args)
+        }
+        Verb::Purge(args) => {
+            logging::start(&LogFlags::quiet());
+            purge::run(args)
+        }
+        Verb::Verify(args) => verify::run(args),
         Verb::Doctor(args) => {
             logging::start(&LogFlags::quiet());
             doctor::run(args)

@@ -7,13 +7,16 @@ use expect_test::expect_file;
 
 use crate::binary::{root, run, stdout};
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["up"],
     &["serve"],
     &["chat"],
     &["bench"],
     &["bench", "serve"],
+    &["cache"],
+    &["purge"],
+    &["verify"],
     &["doctor"],
     &["config"],
     &["config", "show"],

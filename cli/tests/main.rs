@@ -6,3 +6,4 @@ mod config;
 mod doctor;
 mod golden;
 mod server;
+mod tiers;

@@ -99,7 +99,7 @@ fn a_second_signal_stops_now() {
 }
 
 /// Shows exit code and standard error, with what differs between machines replaced.
-fn refused(output: &Output, replace: &[(&str, &str)], expect: Expect) {
+pub fn refused(output: &Output, replace: &[(&str, &str)], expect: Expect) {
     let mut shown = format!("code {}\n{}", output.status.code().unwrap(), stderr(output));
     for (from, to) in replace {
         shown = shown.replace(from, to);

@@ -397,7 +397,10 @@ impl Cache {
     }
 
     fn take_back(&mut self, dropped: &[Dropped]) {
-        dropped.iter().for_each(|gone| self.pool.evict(gone.page));
+        for gone in dropped {
+            self.pool.evict(gone.page);
+            self.forest.store.wipe(gone.page);
+        }
         for run in dropped.chunk_by(|a, b| a.namespace == b.namespace) {
             self.quotas.remove(run[0].namespace, run.len());
         }

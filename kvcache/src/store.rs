@@ -3,7 +3,7 @@
 //! Flat arrays as long as the pool instead of vectors in the nodes: splitting a node moves page ids
 //! and no tokens, metadata is bounded and allocated once, and a run of pages that were reserved
 //! together compares as one sweep of memory. 4 bytes per token + 8 per page (+ 32 with events):
-//! 0.02–0.1 % of the pages of any model worth serving. Entries of pages outside the tree are stale.
+//! 0.02–0.1 % of the pages of any model worth serving. Entries of pages outside the tree are overwritten.
 
 use base::{ChainHash, PageId, TokenId};
 
@@ -58,6 +58,16 @@ impl PageStore {
         }
     }
 
+    /// Overwrites what is known of a page that has left its tree: its tokens are a tenant's.
+    pub fn wipe(&mut self, page: PageId) {
+        let start = page.0 as usize * self.page_tokens;
+        self.tokens[start..start + self.page_tokens].fill(TokenId::MAX);
+        self.prints[page.0 as usize] = u64::MAX;
+        if let Some(name) = self.names.get_mut(page.0 as usize) {
+            *name = ChainHash([0; 32]);
+        }
+    }
+
     /// How many of `pages` hold the leading tokens of `tokens`. Neighbours in the pool, the common
     /// case, are compared in one go.
     pub fn matching(&self, pages: &[PageId], tokens: &[TokenId]) -> usize {
@@ -79,6 +89,10 @@ impl PageStore {
     fn matching_apart(&self, pages: &[PageId], tokens: &[TokenId]) -> usize {
         let same = |(page, asked): &(&PageId, &[TokenId])| self.tokens(**page) == *asked;
         pages.iter().zip(tokens.chunks_exact(self.page_tokens)).take_while(same).count()
+    }
+
+    pub fn tokens_kept(&self) -> usize {
+        self.tokens.iter().filter(|&&token| token != TokenId::MAX).count()
     }
 
     pub fn bytes(&self) -> usize {

@@ -19,6 +19,11 @@ pub struct ColdPath {
 }
 
 impl Cache {
+    /// Tokens that the page store holds: those of pages in trees, and of no other.
+    pub fn tokens_kept(&self) -> usize {
+        self.forest.store.tokens_kept()
+    }
+
     /// The pages of the longest cached prefix of `tokens`; no lease, so they may go at the next call.
     pub fn find(&self, key: &TreeKey, tokens: &[TokenId]) -> Vec<PageId> {
         let mut pages = Vec::new();

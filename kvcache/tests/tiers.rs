@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use base::{ChainHash, Generation, NamespaceId, StepId, Tier};
+use base::{ChainHash, Generation, ModelDigest, NamespaceId, StepId, Tier};
 use proptest::prelude::*;
-use quire_kvcache::{EvictionKind, SlotRecord, WritePolicy};
+use quire_kvcache::{Cache, CacheConfig, EvictionKind, SlotRecord, TreeKey, WritePolicy};
 
 use crate::world::{Names, Setup, World, build, run, tokens};
 
@@ -101,6 +101,22 @@ fn a_purged_namespace_is_gone_from_every_tree_and_the_others_are_not() {
     let nowhere = [(Tier::Device, 0), (Tier::Host, 0), (Tier::Nvme, 0)];
     assert_eq!(world.tiers.remaining(NamespaceId(0), Generation(0)), nowhere);
     assert_eq!(world.tiers.remaining(NamespaceId(1), Generation(0)), everywhere);
+}
+
+#[test]
+fn what_left_a_tree_is_not_remembered_by_its_tokens() {
+    let config = CacheConfig::new(4, 16);
+    let mut cache = Cache::new(config);
+    let (key, all) = (TreeKey::new(NamespaceId(0), ModelDigest([1; 32])), tokens(&[41, 42]));
+    let mut lease = cache.lease(&key, &all);
+    let pages = cache.reserve(2).unwrap();
+    cache.publish(&mut lease, &all, &pages, StepId(0));
+    cache.release(lease, StepId(0));
+    assert_eq!(cache.tokens_kept(), 32);
+    cache.evict(1);
+    assert_eq!(cache.tokens_kept(), 16);
+    cache.clear_pages(|_| true, usize::MAX);
+    assert_eq!(cache.tokens_kept(), 0);
 }
 
 #[test]

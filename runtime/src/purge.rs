@@ -36,6 +36,7 @@ pub enum Guarantee {
 
 /// What one tier did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TierLine {
     pub tier: String,
     pub pages: u64,
@@ -53,6 +54,7 @@ pub struct TierLine {
 
 /// What this node says of a purge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PurgeReport {
     pub version: u32,
     pub namespace: String,
@@ -67,8 +69,10 @@ pub struct PurgeReport {
     pub guarantee: Guarantee,
 }
 
-/// A report and the node's signature under its JSON, compact, fields in this order.
+/// A report and the node's signature under its JSON, compact, fields in this order. Fields beyond these
+/// are refused everywhere: they would stand in the file without being signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SignedReport {
     pub report: PurgeReport,
     pub algorithm: String,
@@ -215,13 +219,19 @@ impl SignedReport {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Takes what [`hex`] writes and nothing else: one key or signature has one spelling.
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.is_ascii().then(|| text.as_bytes().chunks(2))?;
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
+    text.as_bytes().chunks(2).map(pair).collect()
 }
 
 #[cfg(test)]
@@ -282,5 +292,46 @@ mod tests {
         assert!(!forged.verify());
         assert!(!SignedReport { public_key: "00".into(), ..back.clone() }.verify());
         assert!(!SignedReport { signature: "zz".into(), ..back }.verify());
+    }
+
+    /// Every byte, several ways: what still parses and verifies is the same report.
+    #[test]
+    fn no_changed_byte_of_the_file_is_believed() {
+        let of = TierErasure {
+            tier: Tier::Nvme,
+            erasure: Erasure { pages: 3, verified: 3, failed: 0, outstanding: 0 },
+        };
+        let state = PurgeState {
+            id: PurgeId(1),
+            namespace: NamespaceId(0),
+            up_to: Generation(0),
+            tiers: vec![of],
+            is_done: true,
+        };
+        let line = line(&of, &Purged { state, remaining: Vec::new() }, 1, true);
+        let report = PurgeReport {
+            version: 1,
+            namespace: "acme".into(),
+            namespace_id: 1,
+            generation: 0,
+            model: "m".into(),
+            begun_unix_ms: 10,
+            ended_unix_ms: 20,
+            data_keys_destroyed: 1,
+            tiers: vec![line],
+            guarantee: Guarantee::Erased,
+        };
+        let signed = sign(report, &NodeSigner::random().unwrap());
+        let text = serde_json::to_vec_pretty(&signed).unwrap();
+        for at in 0..text.len() {
+            for change in [1, 2, 0x20, 0x80] {
+                let mut changed = text.clone();
+                changed[at] ^= change;
+                let read: Option<SignedReport> = serde_json::from_slice(&changed).ok();
+                if let Some(read) = read.filter(SignedReport::verify) {
+                    assert_eq!(read, signed, "byte {at}");
+                }
+            }
+        }
     }
 }

@@ -19,14 +19,16 @@ const STAGING: Bytes = Bytes(256 << 20);
 
 /// When a page is copied to the next tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
 pub enum Write {
     /// As soon as it is computed
-    WriteThrough,
+    #[value(name = "write_through")]
+    Through,
     /// Once it has been used twice
-    WriteThroughSelective,
+    #[value(name = "write_through_selective")]
+    Selective,
     /// When it is about to be evicted
-    WriteBack,
+    #[value(name = "write_back")]
+    Back,
 }
 
 /// Whether a request waits for pages on their way up from a cold tier.
@@ -137,11 +139,9 @@ pub struct EventOptions {
 impl TierFlags {
     pub fn meant(&self, eviction: kvcache::EvictionKind) -> Result<TierOptions, Failure> {
         let write = match self.kv_write_policy {
-            Write::WriteThrough => WritePolicy::WriteThrough,
-            Write::WriteThroughSelective => {
-                WritePolicy::WriteThroughSelective { uses: WritePolicy::SELECTIVE_USES }
-            }
-            Write::WriteBack => WritePolicy::WriteBack,
+            Write::Through => WritePolicy::WriteThrough,
+            Write::Selective => WritePolicy::WriteThroughSelective { uses: WritePolicy::SELECTIVE_USES },
+            Write::Back => WritePolicy::WriteBack,
         };
         let room = |bytes: Bytes| TierRoom { bytes: bytes.0, write };
         let is_cold = self.kv_nvme_dir.is_some() || self.kv_object_dir.is_some();

@@ -73,6 +73,11 @@ impl Lower {
     /// Takes note of the places that became free; answers with those that could be read.
     pub fn note_gone(&mut self) -> Vec<(PageId, Option<ChainHash>)> {
         let mut gone = self.index.drain_gone();
+        for (place, _) in &gone {
+            if let Some(seal) = self.seals.get_mut(place.0 as usize) {
+                *seal = [0; 28];
+            }
+        }
         gone.retain(|(place, _)| std::mem::take(&mut self.ready[place.0 as usize]));
         gone
     }

@@ -16,7 +16,7 @@ use crate::api::fields::Fields;
 use crate::api::generate::json_response;
 use crate::api::router::respond;
 use crate::engine::CacheReport;
-use crate::purge::{PurgeError, PurgeOrder};
+use crate::purge::{PurgeError, PurgeOrder, hex};
 use crate::scheduler::PurgeRunning;
 
 /// How long a purge waits for running requests if nothing is said, and at most.
@@ -52,6 +52,9 @@ async fn cache_report(app: &App) -> Result<Value, ApiError> {
         "namespaces": namespaces,
         "travel": travel(&report),
         "journal": journal(&report),
+        "purges_under_way": report.purges.len(),
+        "is_settled": report.is_settled,
+        "public_key": hex(&app.signer()?.public_key()),
     }))
 }
 

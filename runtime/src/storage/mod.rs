@@ -142,7 +142,8 @@ impl Storage {
         clock: &Arc<dyn Clock>,
         sink: OutcomeSink,
     ) -> Result<(Self, Opened), StorageError> {
-        let page = shape.page_bytes as u64;
+        // Frames and slots begin at whole blocks.
+        let page = (shape.page_bytes as u64).next_multiple_of(transfer::ALIGN as u64);
         let mut opened = Opened::default();
         let mut storage = Self {
             host: None,
