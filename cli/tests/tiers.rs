@@ -182,8 +182,8 @@ fn the_cache_is_shown_as_tables_tree_and_json() {
 
         tier    used  of pages       size  in use  hit rate  evicted  at quota
         device     2      4096  512.0 KiB       0     0.0 %        0         0
-        host       2      8192    1.0 MiB       0     0.0 %        0         0
-        nvme       2      8192    1.0 MiB       0     0.0 %        0         0
+        host       2       256   32.0 KiB       0     0.0 %        0         0
+        nvme       2       256   32.0 KiB       0     0.0 %        0         0
 
         tier  stored  bytes  loaded  bytes  waiting  failed
         nvme       2  256 B       0    0 B        0  none
@@ -393,7 +393,7 @@ const POOL_BYTES_LEAST: u64 = 16 << 20;
 #[test]
 fn no_planted_page_is_left_in_pools_or_files() {
     let node = Node::new();
-    let server = node.start_with("300000", "2MiB");
+    let server = node.start_with("300000", "16MiB");
     let planted: Vec<Vec<u32>> = (0..1000).map(|i| prompt(1000 + i, 33)).collect();
     for batch in planted.chunks(100) {
         let body = json!({"model": "sim", "prompt": batch, "max_tokens": 1, "temperature": 0});
@@ -411,7 +411,7 @@ fn no_planted_page_is_left_in_pools_or_files() {
     assert_eq!(found_in_files(&dir, &in_clear), 0, "what lies on the disk is sealed");
     let output = purge(&server, &["acme"]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-    assert_eq!(found_in_pools(&server, &canaries), 0);
+    assert_eq!(found_in_pools(&server, &in_clear), 0, "neither pages nor the tokens they were known by");
     assert_eq!(found_in_files(&dir, &in_clear), 0);
 }
 
@@ -481,17 +481,17 @@ fn a_cold_tier_without_room_is_one_clear_error() {
         &node,
         &["--kv-nvme-dir", &nvme, "--kv-host-memory", "1"],
         expect![[r#"
-        code 7
-        error: a cold tier needs host memory to pass through: give the host tier room for 8.0 KiB or more
-    "#]],
+            code 7
+            error: a cold tier needs host memory to pass through: give the host tier room for 256.0 KiB or more
+        "#]],
     );
     refused_start(
         &node,
         &["--kv-nvme-dir", &nvme, "--kv-nvme-size", "1", "--kv-host-memory", "1MiB"],
         expect![[r#"
-        code 7
-        error: the nvme tier has room for 1 B, but one page takes 128 B
-    "#]],
+            code 7
+            error: the nvme tier has room for 1 B, but one page takes 4.0 KiB
+        "#]],
     );
 }
 
