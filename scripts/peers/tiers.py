@@ -70,7 +70,8 @@ def disk(o) -> list[dict]:
     return rows
 
 
-def one_size(o, binary: Path, size: int, peer: LMCache | None, no_lmcache: str | None, no_fio: str | None) -> list[dict]:
+def one_size(o, binary: Path, size: int, peer: LMCache | None, no_lmcache: str | None,
+             no_fio: str | None) -> list[dict]:
     """Rounds of ours, fio, LMCache, in this order."""
     # LMCache needs seconds around each round of many small objects: the smallest have fewer bytes.
     total = min(o.bytes // size, 2048) * size
@@ -95,20 +96,23 @@ def one_size(o, binary: Path, size: int, peer: LMCache | None, no_lmcache: str |
                     no_lmcache = str(e)
     file.unlink(missing_ok=True)
     about = (f"depth {o.depth}, {total >> 20} MiB a leg, direct {how['direct']}, io_uring {how['uring']}, "
-             f"registered buffers {how['registered']}; ours sealed and checked")
+             f"registered buffers {how['registered']}, all sides' buffers in huge pages; ours sealed and checked")
     return disk_rows(size, got, about, peer, no_lmcache, no_fio)
 
 
-def disk_rows(size: int, got: dict, about: str, peer: LMCache | None, no_lmcache: str | None, no_fio: str | None) -> list[dict]:
+def disk_rows(size: int, got: dict, about: str, peer: LMCache | None, no_lmcache: str | None,
+              no_fio: str | None) -> list[dict]:
     rows, unit = [], ("GB/s", "higher")
     version = fio_version() if not no_fio else None
-    for ours, raw, patterns in [("store", "raw_write", ["randwrite", "write"]), ("load", "raw_read", ["randread", "read"])]:
+    legs = [("store", "raw_write", ["randwrite", "write"]), ("load", "raw_read", ["randread", "read"])]
+    for ours, raw, patterns in legs:
         case = f"NVMe {ours} {size >> 10}K"
         rows.append(row(f"{case} / LMCache", *unit, got[ours], got.get(f"LMCache {ours}"), name=LMCache.name,
-                        version=peer.version if peer else None, note=no_lmcache or f"{about}; LMCache neither seals nor checks"))
+                        version=peer.version if peer else None,
+                        note=no_lmcache or f"{about}; LMCache neither seals nor checks"))
         for pattern in patterns:
-            rows.append(row(f"{case} / fio {pattern}", *unit, got[ours], got.get(f"fio {pattern}"), name=f"fio {pattern}",
-                            version=version, note=no_fio or about))
+            rows.append(row(f"{case} / fio {pattern}", *unit, got[ours], got.get(f"fio {pattern}"),
+                            name=f"fio {pattern}", version=version, note=no_fio or about))
         rows.append(row(f"{case} / raw", *unit, got[ours], got[raw], name="io_uring loop in the same process",
                         note=f"{about}; the raw side writes plain bytes in the same order"))
     return rows
@@ -119,7 +123,8 @@ def copies(o) -> list[dict]:
     rows = []
     for size in sorted({s["bytes"] for s in said}):
         ours, raw = ([s[side] for s in said if s["bytes"] == size] for side in ("frame", "memcpy"))
-        rows.append(row(f"host tier copy {size >> 10}K", "GB/s", "higher", ours, raw, name="memcpy", note="one thread, 256 MiB, in turns"))
+        rows.append(row(f"host tier copy {size >> 10}K", "GB/s", "higher", ours, raw, name="memcpy",
+                        note="one thread, 256 MiB, in turns"))
     return rows
 
 
@@ -129,8 +134,10 @@ def recovery(o) -> list[dict]:
     for shape in sorted({(s["page_bytes"], s["tokens"]) for s in said}, reverse=True):
         mine = [s for s in said if (s["page_bytes"], s["tokens"]) == shape]
         share = 100 * mine[0]["index_bytes"] / (10 << 30)
-        rows.append(row(f"index of 10 GiB, {shape[0]} B, {shape[1]} tokens", "s", "lower", [s["ms"] / 1e3 for s in mine],
-                        note=f"a page has these bytes and tokens; bar: 1 s; {mine[0]['pages']} pages, the index is {share:.2f} % of them"))
+        rows.append(row(f"index of 10 GiB, {shape[0]} B, {shape[1]} tokens", "s", "lower",
+                        [s["ms"] / 1e3 for s in mine],
+                        note=f"a page has these bytes and tokens; bar: 1 s; {mine[0]['pages']} pages, "
+                             f"the index is {share:.2f} % of them"))
     return rows
 
 
@@ -157,7 +164,8 @@ def tree(o) -> list[dict]:
     return rows + [
         row("full-hit match p50", "us", "lower", of_ours("match_p50_us"),
             note=f"{of}, pages of 64; {speeds[0]['match_tokens']} tokens on average; published: SGLang 0.5.23 13 us"),
-        row("insert p50", "Mtok/s", "higher", of_ours("insert_p50"), note=f"{of}, pages of 64; published: SGLang 0.5.23 191"),
+        row("insert p50", "Mtok/s", "higher", of_ours("insert_p50"),
+            note=f"{of}, pages of 64; published: SGLang 0.5.23 191"),
         row("insert in total", "Mtok/s", "higher", of_ours("insert_total"), note=f"{of}, pages of 64"),
         row("128-page match, nobody holds it", "us", "lower", of_ours("match_128_us"), of_theirs("inactive_us"),
             name="kvbm-logical, inactive, LRU", note=about, **versions),
