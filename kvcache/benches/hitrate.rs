@@ -205,7 +205,7 @@ fn measured(cache: &Cache, mut inserts: Vec<Timed>, mut matches: Vec<Timed>) -> 
         tokens,
         match_us: [at(50), at(99)],
         match_tokens,
-        nodes: stats.nodes as usize,
+        nodes: stats.nodes,
         per_page: stats.metadata_bytes as f64 / stats.pages_total as f64,
     }
 }

@@ -194,8 +194,9 @@ class Answers:
 
     def row(self, case: str, note: str) -> dict:
         same = f"cold and warm answers equal, logprobs too, hash {short_hash(''.join(self.said))}"
+        ratios = [cold / warm for cold, warm in zip(self.cold, self.warm)]
         return row(case, "ms", "lower", self.warm, self.cold, name="the same server, cold",
-                   note=f"bar: ratio 10; {note}; whole HTTP request, one token; {same}")
+                   note=f"bar: ratio 10, each round's {min(ratios):.1f}–{max(ratios):.1f}; {note}; whole HTTP request, one token; {same}")
 
 
 # All but the last page: the token that the answer follows is computed again.
