@@ -543,7 +543,7 @@ fn index_of_10_gib((page_bytes, tokens): (u64, usize)) -> Vec<Entry> {
             tier: Tier::Nvme,
             slot: SlotId(page as u32),
             tree: page / 1024,
-            parent: (page % 64 > 0).then(|| (Tier::Nvme, SlotId(page as u32 - 1))),
+            parent: (!page.is_multiple_of(64)).then(|| (Tier::Nvme, SlotId(page as u32 - 1))),
             name: ChainHash(name),
             seal: PageSeal { nonce: [1; 12], tag: [2; 16] },
             tokens: vec![page as u32; tokens],
