@@ -1,17 +1,19 @@
 //! Hit rates of each policy at several capacities, then the speed of match, insert and eviction.
 //!
-//! `cargo bench -p quire-kvcache --bench hitrate -- [TRACE.jsonl | families [SEEDS]]`. A trace has one
+//! `cargo bench -p quire-kvcache --bench hitrate -- [--json rates|speed] [TRACE.jsonl | families [SEEDS]]`. A trace has one
 //! request per line with `hash_ids`, one id per 512 tokens, equal ids meaning equal prefixes (the
 //! Mooncake format). Without one, conversations are generated from a seed. `families` replays every
 //! generated family at five capacities and says where a policy is below LRU. The last column is
 //! what one would hit who knows the future. Hit rates take a block as one page, as published figures
-//! do; times take real pages of 64 tokens.
+//! do; times take real pages of 64 tokens. `--json` prints lines of JSON instead, for
+//! `scripts/bench-peers tiers`.
 
 #[path = "../tests/workload.rs"]
 mod workload;
 
 use base::{Clock, ModelDigest, NamespaceId, PageId, StepId, SystemClock, TokenId};
 use quire_kvcache::{Cache, CacheConfig, EvictionKind, TreeKey};
+use serde_json::json;
 use workload::{Family, Request, clairvoyant, distinct, generate, replay, serve};
 
 const BLOCK_TOKENS: usize = 512;
@@ -21,7 +23,9 @@ const CAPACITIES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 50_000];
 type Timed = (u64, usize);
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let json =
+        args.iter().position(|a| a == "--json").map(|at| args.drain(at..(at + 2).min(args.len())).nth(1));
     let requests = match args.first().map(String::as_str) {
         Some("families") => {
             return families(args.get(1).map_or(1, |seeds| seeds.parse().expect("SEEDS is a number")));
@@ -30,10 +34,44 @@ fn main() {
         None => generate(1, 8_000),
     };
     let (blocks, unique) = (blocks(&requests), distinct(&requests));
+    match json.as_ref().map(|part| part.as_deref()) {
+        None => (),
+        Some(Some("rates")) => return rates_json(&requests, blocks, unique),
+        Some(Some("speed")) => return speed_json(&requests, unique),
+        Some(other) => panic!("--json takes rates or speed, not {other:?}"),
+    }
     println!("{} requests, {blocks} blocks, {unique} distinct", requests.len());
     hit_rates(&requests, blocks, unique);
-    speed(&requests, unique);
+    report(&speed(&requests, unique));
+    println!("128-page match, warm, p50 {:.2} us", of_128_pages(&SystemClock::new()));
     EvictionKind::ALL.into_iter().for_each(|policy| under_pressure(&requests, policy));
+}
+
+/// A line for each capacity: what the default policy and LRU hit, and what could be hit.
+fn rates_json(requests: &[Request], blocks: usize, unique: u32) {
+    let rate = |hits: usize| hits as f64 / blocks as f64;
+    for capacity in CAPACITIES.into_iter().filter(|&c| c < unique) {
+        let [ours, lru] =
+            [EvictionKind::default(), EvictionKind::Lru].map(|p| rate(replay(requests, capacity, p)));
+        let best = rate(clairvoyant(requests, capacity));
+        let policy = EvictionKind::default().name();
+        println!(
+            "{}",
+            json!({"capacity": capacity, "policy": policy, "ours": ours, "lru": lru, "clairvoyant": best})
+        );
+    }
+}
+
+fn speed_json(requests: &[Request], unique: u32) {
+    let speed = speed(requests, unique);
+    println!(
+        "{}",
+        json!({
+            "insert_p50": speed.insert_p50, "insert_total": speed.insert_total, "match_p50_us": speed.match_us[0],
+            "match_tokens": speed.match_tokens, "metadata_per_page": speed.per_page,
+            "match_128_us": of_128_pages(&SystemClock::new()),
+        })
+    );
 }
 
 fn blocks(requests: &[Request]) -> usize {
@@ -89,7 +127,7 @@ fn families(seeds: u64) {
 }
 
 /// Everything fits, so each request is inserted once and then hit whole.
-fn speed(requests: &[Request], unique: u32) {
+fn speed(requests: &[Request], unique: u32) -> Speed {
     let size = 64;
     let pages = (unique as usize * BLOCK_TOKENS / size) as u32;
     let mut cache = Cache::new(CacheConfig::new(pages, size as u32));
@@ -115,8 +153,7 @@ fn speed(requests: &[Request], unique: u32) {
         assert_eq!(lease.pages().len(), tokens.len() / size, "a full hit");
         cache.release(lease, StepId(0));
     }
-    report(&cache, inserts, matches);
-    of_128_pages(&clock);
+    measured(&cache, inserts, matches)
 }
 
 /// A pool of a tenth of what is asked for, so that nearly every request evicts.
@@ -140,20 +177,45 @@ fn under_pressure(requests: &[Request], policy: EvictionKind) {
 }
 
 /// Medians beside totals: on a busy machine a total measures the neighbours.
-fn report(cache: &Cache, mut inserts: Vec<Timed>, mut matches: Vec<Timed>) {
+struct Speed {
+    /// Millions of tokens a second.
+    insert_p50: f64,
+    insert_total: f64,
+    tokens: usize,
+    /// The 50th and the 99th percentile.
+    match_us: [f64; 2],
+    match_tokens: usize,
+    nodes: usize,
+    /// Bytes of metadata.
+    per_page: f64,
+}
+
+fn measured(cache: &Cache, mut inserts: Vec<Timed>, mut matches: Vec<Timed>) -> Speed {
     let sum = |of: &[Timed]| of.iter().fold((0, 0), |(ns, n), t| (ns + t.0, n + t.1));
     let rate = |(ns, tokens): Timed| tokens as f64 * 1e3 / ns.max(1) as f64;
     let (all, tokens) = sum(&inserts);
     inserts.sort_unstable_by(|a, b| rate(*a).total_cmp(&rate(*b)));
-    let (p50, total) = (rate(inserts[inserts.len() / 2]), rate((all, tokens)));
-    println!("insert p50 {p50:.0}, in total {total:.0} M tokens/s over {tokens} tokens");
-    let mean = sum(&matches).1 / matches.len();
+    let match_tokens = sum(&matches).1 / matches.len();
     matches.sort_unstable();
     let at = |q: usize| matches[(matches.len() - 1) * q / 100].0 as f64 / 1e3;
-    println!("full-hit match p50 {:.2} us, p99 {:.2} us, {mean} tokens on average", at(50), at(99));
     let stats = cache.stats();
-    let per_page = stats.metadata_bytes as f64 / stats.pages_total as f64;
-    println!("{} nodes, {per_page:.0} bytes of metadata per page of 64 tokens", stats.nodes);
+    Speed {
+        insert_p50: rate(inserts[inserts.len() / 2]),
+        insert_total: rate((all, tokens)),
+        tokens,
+        match_us: [at(50), at(99)],
+        match_tokens,
+        nodes: stats.nodes,
+        per_page: stats.metadata_bytes as f64 / stats.pages_total as f64,
+    }
+}
+
+fn report(speed: &Speed) {
+    let Speed { insert_p50, insert_total, tokens, match_us: [p50, p99], match_tokens, nodes, per_page } =
+        speed;
+    println!("insert p50 {insert_p50:.0}, in total {insert_total:.0} M tokens/s over {tokens} tokens");
+    println!("full-hit match p50 {p50:.2} us, p99 {p99:.2} us, {match_tokens} tokens on average");
+    println!("{nodes} nodes, {per_page:.0} bytes of metadata per page of 64 tokens");
 }
 
 fn fill(request: &[u32], tokens: &mut Vec<TokenId>) {
@@ -164,7 +226,8 @@ fn fill(request: &[u32], tokens: &mut Vec<TokenId>) {
     }
 }
 
-fn of_128_pages(clock: &SystemClock) {
+/// Microseconds, the median.
+fn of_128_pages(clock: &SystemClock) -> f64 {
     let mut cache = Cache::new(CacheConfig::new(128, 64));
     let key = TreeKey::new(NamespaceId(1), ModelDigest::default());
     let tokens: Vec<TokenId> = (0..128 * 64).collect();
@@ -177,5 +240,5 @@ fn of_128_pages(clock: &SystemClock) {
         cache.release(lease, StepId(0));
     }
     times.sort_unstable();
-    println!("128-page match, warm, p50 {:.2} us", times[times.len() / 2] as f64 / 1e3);
+    times[times.len() / 2] as f64 / 1e3
 }

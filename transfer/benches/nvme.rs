@@ -2,7 +2,9 @@
 //! writes of the same size, depth and order, in the same run and interleaved. Ratios are medians of each round's.
 //!
 //! `cargo bench -p quire-transfer --bench nvme -- [DIR] [--bytes N] [--rounds N] [--depth N]
-//! [--workers N] [--threads] [--only KIB]`. The raw side is one thread on one io_uring with registered buffers,
+//! [--workers N] [--threads] [--only KIB] [--json disk|copies|recovery]`. `--json` prints a JSON line for each
+//! round and nothing else; with `disk` a round waits for a line on standard input, so that whoever compares
+//! runs its other side in between (`scripts/bench-peers tiers`). The raw side is one thread on one io_uring with registered buffers,
 //! which is what `fio --ioengine=io_uring --direct=1 --fixedbufs` does. Also: the cipher alone,
 //! copying into frames against copying, and how long an index takes to recover.
 
@@ -20,8 +22,12 @@ use quire_transfer::{
     DataKey, Done, Entry, Finished, HostArena, IoChoice, Job, Journal, JournalConfig, KeyRing, NvmeConfig,
     NvmeTier, PageLabel, PageSeal, PageTier, StartWith,
 };
+use serde_json::json;
 
 const SIZES: [usize; 4] = [64 << 10, 256 << 10, 1 << 20, 4 << 20];
+const COPIED: [usize; 2] = [192 << 10, 4 << 20];
+/// Bytes and tokens of the pages whose index recovers.
+const RECOVERED: [(u64, usize); 3] = [(196_608, 64), (65_536, 16), (65_536, 64)];
 
 struct Args {
     dir: PathBuf,
@@ -32,11 +38,42 @@ struct Args {
     io: IoChoice,
     /// One size, in KiB, and nothing else.
     only: Option<usize>,
+    json: Option<Part>,
+}
+
+/// What `--json` measures.
+#[derive(Clone, Copy)]
+enum Part {
+    Disk,
+    Copies,
+    Recovery,
 }
 
 fn main() {
     let args = args();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    match args.json {
+        None => everything(&args, &clock),
+        Some(Part::Disk) => paced(&args, &clock),
+        Some(Part::Copies) => COPIED.into_iter().for_each(|size| {
+            for (frame, memcpy) in copied(&clock, size, args.rounds).0 {
+                println!("{}", json!({"bytes": size, "frame": frame, "memcpy": memcpy}));
+            }
+        }),
+        Some(Part::Recovery) => RECOVERED.into_iter().for_each(|shape| {
+            let found = recovered(&args, &clock, shape);
+            for ms in &found.ms {
+                println!(
+                    "{}",
+                    json!({"page_bytes": shape.0, "tokens": shape.1, "pages": found.pages, "ms": ms, "index_bytes": found.index_bytes})
+                );
+            }
+        }),
+    }
+    let _ = std::fs::remove_dir_all(&args.dir);
+}
+
+fn everything(args: &Args, clock: &Arc<dyn Clock>) {
     println!(
         "depth {} workers {} {} MiB per leg, {} rounds",
         args.depth,
@@ -45,18 +82,18 @@ fn main() {
         args.rounds
     );
     if args.only.is_none() {
-        cipher(&clock, args.rounds);
-        copies(&clock, args.rounds);
+        cipher(clock, args.rounds);
+        copies(clock, args.rounds);
     }
     println!(
         "{:>6} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7}",
         "size", "raw write", "store", "ratio", "raw read", "load", "ratio"
     );
     for size in SIZES.into_iter().filter(|s| args.only.is_none_or(|only| only == s >> 10)) {
-        disk(&args, &clock, size);
+        disk(args, clock, size);
     }
     if args.only.is_none() {
-        recovery(&args, &clock);
+        recovery(args, clock);
     }
 }
 
@@ -69,9 +106,19 @@ fn args() -> Args {
         workers: 2,
         io: IoChoice::Auto,
         only: None,
+        json: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        if word == "--json" {
+            out.json = Some(match words.next().as_deref() {
+                Some("disk") => Part::Disk,
+                Some("copies") => Part::Copies,
+                Some("recovery") => Part::Recovery,
+                other => panic!("--json takes disk, copies or recovery, not {other:?}"),
+            });
+            continue;
+        }
         let mut number = || words.next().and_then(|n| n.parse().ok()).expect("a number");
         match word.as_str() {
             "--bytes" => out.bytes = number(),
@@ -148,26 +195,10 @@ fn cipher(clock: &Arc<dyn Clock>, rounds: usize) {
 }
 
 fn copies(clock: &Arc<dyn Clock>, rounds: usize) {
-    for size in [192 << 10, 4 << 20] {
-        let frames = (256 << 20) / size;
-        let arena = HostArena::new(frames as u32, size).unwrap();
-        let from = vec![3u8; frames * size];
-        let mut plain = vec![0u8; frames * size];
-        let (mut framed, mut raw) = (Vec::new(), Vec::new());
-        for _ in 0..=rounds {
-            framed.push(rate(clock, frames * size, || {
-                for (frame, bytes) in from.chunks(size).enumerate() {
-                    arena.write(FrameId(frame as u32)).unwrap().copy_from_slice(bytes);
-                }
-            }));
-            raw.push(rate(clock, frames * size, || {
-                for (to, bytes) in plain.chunks_mut(size).zip(from.chunks(size)) {
-                    to.copy_from_slice(bytes);
-                }
-            }));
-        }
-        // The first round touches the memory for the first time.
-        let (framed, raw) = (median(framed.split_off(1)), median(raw.split_off(1)));
+    for size in COPIED {
+        let (rates, arena) = copied(clock, size, rounds);
+        let (framed, raw) = rates.into_iter().unzip();
+        let (framed, raw) = (median(framed), median(raw));
         println!(
             "copy {:>5}K  frame {framed:6.2} GB/s  memcpy {raw:6.2} GB/s  ratio {:.2}  (pinned {}, huge {})",
             size >> 10,
@@ -178,36 +209,38 @@ fn copies(clock: &Arc<dyn Clock>, rounds: usize) {
     }
 }
 
-fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
-    let count = (args.bytes / size).max(4);
-    let _ = std::fs::remove_dir_all(&args.dir);
-    std::fs::create_dir_all(&args.dir).unwrap();
-    let mut order: Vec<u32> = (0..count as u32).collect();
-    let mut rng = SplitMix::new(size as u64);
-    let mut raw = Raw::new(&args.dir.join("raw"), size, count, args.depth);
-    let mut tier = Driver::new(args, clock, size, count);
-    let mut figures: [Vec<f64>; 4] = Default::default();
-    for round in 0..=args.rounds {
-        for index in (1..order.len()).rev() {
-            order.swap(index, rng.below(index as u64 + 1) as usize);
-        }
-        // Who goes second meets what the first left in the machine's caches: they take turns.
-        let mut legs = [0.0; 4];
-        for step in 0..4 {
-            let leg = step ^ (round % 2);
-            legs[leg] = rate(clock, size * count, || match leg {
-                0 => raw.run(&order, true),
-                1 => tier.store(&order),
-                2 => raw.run(&order, false),
-                _ => tier.load(&order),
-            });
-        }
-        // The first round makes the files' blocks.
-        if round > 0 {
-            figures.iter_mut().zip(legs).for_each(|(all, leg)| all.push(leg));
-        }
+/// GB/s of copying into frames and into plain memory, each round.
+fn copied(clock: &Arc<dyn Clock>, size: usize, rounds: usize) -> (Vec<(f64, f64)>, HostArena) {
+    let frames = (256 << 20) / size;
+    let arena = HostArena::new(frames as u32, size).unwrap();
+    let from = vec![3u8; frames * size];
+    let mut plain = vec![0u8; frames * size];
+    let mut rates = Vec::new();
+    for _ in 0..=rounds {
+        let framed = rate(clock, frames * size, || {
+            for (frame, bytes) in from.chunks(size).enumerate() {
+                arena.write(FrameId(frame as u32)).unwrap().copy_from_slice(bytes);
+            }
+        });
+        let raw = rate(clock, frames * size, || {
+            for (to, bytes) in plain.chunks_mut(size).zip(from.chunks(size)) {
+                to.copy_from_slice(bytes);
+            }
+        });
+        rates.push((framed, raw));
     }
-    let stats = tier.tier.stats();
+    // The first round touches the memory for the first time.
+    rates.remove(0);
+    (rates, arena)
+}
+
+fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
+    let mut pair = Pair::new(args, clock, size);
+    let mut figures: [Vec<f64>; 4] = Default::default();
+    for _ in 0..args.rounds {
+        figures.iter_mut().zip(pair.round(clock)).for_each(|(all, leg)| all.push(leg));
+    }
+    let stats = pair.tier.tier.stats();
     let ratio = |tier: usize, raw: usize| {
         median(figures[tier].iter().zip(&figures[raw]).map(|(tier, raw)| tier / raw).collect())
     };
@@ -223,8 +256,70 @@ fn disk(args: &Args, clock: &Arc<dyn Clock>, size: usize) {
         stats.registered,
         stats.failures
     );
-    drop(tier);
+    drop(pair);
     let _ = std::fs::remove_dir_all(&args.dir);
+}
+
+/// A line of JSON for each line read; the first says that the files are there.
+fn paced(args: &Args, clock: &Arc<dyn Clock>) {
+    let kib = args.only.expect("--json disk needs --only KIB");
+    let mut pair = Pair::new(args, clock, kib << 10);
+    let stats = pair.tier.tier.stats();
+    println!("{}", json!({"direct": stats.direct, "uring": stats.uring, "registered": stats.registered}));
+    for _ in io::stdin().lines() {
+        let [raw_write, store, raw_read, load] = pair.round(clock);
+        let failures: u64 = pair.tier.tier.stats().failures.iter().map(|(_, n)| n).sum();
+        println!(
+            "{}",
+            json!({"raw_write": raw_write, "store": store, "raw_read": raw_read, "load": load, "failures": failures})
+        );
+    }
+}
+
+/// The tier and the raw disk under the same work.
+struct Pair {
+    raw: Raw,
+    tier: Driver,
+    order: Vec<u32>,
+    rng: SplitMix,
+    size: usize,
+    rounds: usize,
+}
+
+impl Pair {
+    fn new(args: &Args, clock: &Arc<dyn Clock>, size: usize) -> Self {
+        let count = (args.bytes / size).max(4);
+        let _ = std::fs::remove_dir_all(&args.dir);
+        std::fs::create_dir_all(&args.dir).unwrap();
+        let raw = Raw::new(&args.dir.join("raw"), size, count, args.depth);
+        let tier = Driver::new(args, clock, size, count);
+        let order = (0..count as u32).collect();
+        let mut pair = Self { raw, tier, order, rng: SplitMix::new(size as u64), size, rounds: 0 };
+        // The first round makes the files' blocks.
+        pair.round(clock);
+        pair
+    }
+
+    /// GB/s of a raw write, a store, a raw read and a load of everything, in an order of their own.
+    fn round(&mut self, clock: &Arc<dyn Clock>) -> [f64; 4] {
+        let Self { raw, tier, order, rng, size, rounds } = self;
+        for index in (1..order.len()).rev() {
+            order.swap(index, rng.below(index as u64 + 1) as usize);
+        }
+        // Who goes second meets what the first left in the machine's caches: they take turns.
+        let mut legs = [0.0; 4];
+        for step in 0..4 {
+            let leg = step ^ (*rounds % 2);
+            legs[leg] = rate(clock, *size * order.len(), || match leg {
+                0 => raw.run(order, true),
+                1 => tier.store(order),
+                2 => raw.run(order, false),
+                _ => tier.load(order),
+            });
+        }
+        *rounds += 1;
+        legs
+    }
 }
 
 /// The tier, and frames enough that those in use differ.
@@ -388,56 +483,71 @@ impl Raw {
     }
 }
 
-/// An index of 10 GiB of pages: chains of 64, as prompts make them.
 fn recovery(args: &Args, clock: &Arc<dyn Clock>) {
-    for (page_bytes, tokens) in [(196_608u64, 64usize), (65_536, 16), (65_536, 64)] {
-        let count = (10u64 << 30) / page_bytes;
-        let _ = std::fs::remove_dir_all(&args.dir);
-        let keys = keys();
-        let config = JournalConfig::new(&args.dir, [1; 32]);
-        let (journal, _) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
-        let mut entries: Vec<Entry> = (0..count / 1024 + 1)
-            .map(|tree| Entry::Tree {
-                tree,
-                namespace: NamespaceId(1),
-                generation: Generation(1),
-                key: vec![1; 100],
-            })
-            .collect();
-        for page in 0..count {
-            let mut name = [0; 32];
-            name[..8].copy_from_slice(&page.to_le_bytes());
-            entries.push(Entry::Page {
-                tier: Tier::Nvme,
-                slot: SlotId(page as u32),
-                tree: page / 1024,
-                parent: (page % 64 > 0).then(|| (Tier::Nvme, SlotId(page as u32 - 1))),
-                name: ChainHash(name),
-                seal: PageSeal { nonce: [1; 12], tag: [2; 16] },
-                tokens: vec![page as u32; tokens],
-            });
-        }
-        let began = clock.now();
-        for chunk in entries.chunks(8192) {
-            journal.submit(chunk.to_vec()).unwrap();
-            journal.flush().unwrap();
-        }
-        let wrote = clock.now().since(began);
-        drop(journal);
-        let file = std::fs::metadata(args.dir.join("index.log")).unwrap().len();
-        let mut times = Vec::new();
-        for _ in 0..args.rounds {
-            let (_, recovered) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
-            assert_eq!(recovered.pages.len() as u64, count);
-            times.push(recovered.took_ns as f64 / 1e6);
-        }
+    for (page_bytes, tokens) in RECOVERED {
+        let found = recovered(args, clock, (page_bytes, tokens));
         println!(
-            "index of 10 GiB at {page_bytes} B/page, {tokens} tokens: {count} pages, {:.1} MiB ({:.2} % of the pages), recovered in {:.1} ms; written at {:.0} pages/s",
-            file as f64 / (1 << 20) as f64,
-            100.0 * file as f64 / (10u64 << 30) as f64,
-            median(times),
-            count as f64 / wrote.as_secs_f64()
+            "index of 10 GiB at {page_bytes} B/page, {tokens} tokens: {} pages, {:.1} MiB ({:.2} % of the pages), recovered in {:.1} ms; written at {:.0} pages/s",
+            found.pages,
+            found.index_bytes as f64 / (1 << 20) as f64,
+            100.0 * found.index_bytes as f64 / (10u64 << 30) as f64,
+            median(found.ms),
+            found.pages as f64 / found.wrote.as_secs_f64()
         );
     }
     let _ = std::fs::remove_dir_all(&args.dir);
+}
+
+struct Recovery {
+    pages: u64,
+    index_bytes: u64,
+    wrote: Duration,
+    /// Each round.
+    ms: Vec<f64>,
+}
+
+/// An index of 10 GiB of pages, written and then read again and again.
+fn recovered(args: &Args, clock: &Arc<dyn Clock>, shape: (u64, usize)) -> Recovery {
+    let entries = index_of_10_gib(shape);
+    let pages = (10u64 << 30) / shape.0;
+    let _ = std::fs::remove_dir_all(&args.dir);
+    let keys = keys();
+    let config = JournalConfig::new(&args.dir, [1; 32]);
+    let (journal, _) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
+    let began = clock.now();
+    for chunk in entries.chunks(8192) {
+        journal.submit(chunk.to_vec()).unwrap();
+        journal.flush().unwrap();
+    }
+    let wrote = clock.now().since(began);
+    drop(journal);
+    let index_bytes = std::fs::metadata(args.dir.join("index.log")).unwrap().len();
+    let mut ms = Vec::new();
+    for _ in 0..args.rounds {
+        let (_, recovered) = Journal::open(&config, Arc::clone(&keys), &**clock).unwrap();
+        assert_eq!(recovered.pages.len() as u64, pages);
+        ms.push(recovered.took_ns as f64 / 1e6);
+    }
+    Recovery { pages, index_bytes, wrote, ms }
+}
+
+/// Chains of 64 pages, as prompts make them.
+fn index_of_10_gib((page_bytes, tokens): (u64, usize)) -> Vec<Entry> {
+    let count = (10u64 << 30) / page_bytes;
+    let tree =
+        |tree| Entry::Tree { tree, namespace: NamespaceId(1), generation: Generation(1), key: vec![1; 100] };
+    let page = |page: u64| {
+        let mut name = [0; 32];
+        name[..8].copy_from_slice(&page.to_le_bytes());
+        Entry::Page {
+            tier: Tier::Nvme,
+            slot: SlotId(page as u32),
+            tree: page / 1024,
+            parent: (!page.is_multiple_of(64)).then(|| (Tier::Nvme, SlotId(page as u32 - 1))),
+            name: ChainHash(name),
+            seal: PageSeal { nonce: [1; 12], tag: [2; 16] },
+            tokens: vec![page as u32; tokens],
+        }
+    };
+    (0..count / 1024 + 1).map(tree).chain((0..count).map(page)).collect()
 }
