@@ -8,6 +8,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use base::{Clock, NamespaceKey};
 use clap::{CommandFactory, FromArgMatches};
@@ -84,6 +85,8 @@ pub struct Replica {
     pub engine: Engine,
     pub text: Text,
     pub signer: NodeSigner,
+    /// Ends after `Engine::stop`, once what was being copied to lower tiers is there.
+    pub thread: JoinHandle<()>,
 }
 
 impl Launch {
@@ -184,8 +187,8 @@ impl Launch {
         let _ = out.write_all(self.tier_plan().as_bytes());
         let (schedule, storage) = (self.schedule.clone(), &self.tiers.storage);
         let started = Engine::start_tiered(executor, schedule, storage, keys, events, Arc::clone(clock));
-        let (engine, _thread) = started.map_err(|e| shut(&e))?;
-        Ok(Replica { engine, text, signer })
+        let (engine, thread) = started.map_err(|e| shut(&e))?;
+        Ok(Replica { engine, text, signer, thread })
     }
 
     /// Takes the endpoints of KV events and serves them from now on; `None` if none was asked for.

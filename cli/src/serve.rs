@@ -63,6 +63,7 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
     };
     let engine = replica.engine.clone();
     app.sign_with(replica.signer);
+    let thread = replica.thread;
     app.ready(replica.engine, replica.text);
     if is_demo {
         say_how_to_talk(&url(address));
@@ -89,6 +90,8 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
         }
     };
     engine.stop();
+    // The engine ends once its pages are where they outlive it; bounded by itself.
+    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     finish(drained)
 }
 

@@ -115,6 +115,13 @@ fn wait<T>(work: impl Future<Output = T>) -> T {
 }
 
 fn ask_as(replica: &Replica, tenant: Tenant, prompt: &[TokenId]) -> Heard {
+    let heard = ask_at_once(replica, tenant, prompt);
+    settle(replica);
+    heard
+}
+
+/// The answer, whatever is still being copied.
+fn ask_at_once(replica: &Replica, tenant: Tenant, prompt: &[TokenId]) -> Heard {
     let params = SamplingParams { temperature: 0.7, seed: 5, logprobs: Some(2), ..SamplingParams::default() };
     let request = Request {
         id: replica.engine.next_id(),
@@ -142,7 +149,6 @@ fn ask_as(replica: &Replica, tenant: Tenant, prompt: &[TokenId]) -> Heard {
         }
         heard
     });
-    settle(replica);
     heard
 }
 
@@ -213,6 +219,17 @@ fn pages_of_the_same_keys_are_hits_after_a_restart() {
     drop(replica);
     let other = ask(&start(dir.path(), rooms, WeightForm::Q8, KeysLive::OnDisk), &prompt(0, 6));
     assert_eq!(other.cached, 0, "pages of other weights are other pages");
+}
+
+#[test]
+fn a_stop_right_after_an_answer_keeps_its_pages() {
+    let dir = TempDir::new().expect("a folder");
+    let rooms = Rooms { device: 32, host: 40, nvme: 96, object: 0 };
+    let replica = start(dir.path(), rooms, WeightForm::Bf16, KeysLive::OnDisk);
+    ask_at_once(&replica, Tenant::default(), &prompt(0, 24));
+    drop(replica);
+    let again = start(dir.path(), rooms, WeightForm::Bf16, KeysLive::OnDisk);
+    assert_eq!(ask(&again, &prompt(0, 24)).cached, 24 * PAGE);
 }
 
 #[test]

@@ -123,7 +123,7 @@ mod tests {
             retention: Retention::Nothing,
             keys: vec!["acme".into()],
         };
-        let keys = Keys::new(&["house".into()], &[], &[tenant.clone()]);
+        let keys = Keys::new(&["house".into()], &[], std::slice::from_ref(&tenant));
         let caller = ask(&keys, "Bearer acme").unwrap();
         assert_eq!(
             (caller.namespace, caller.retention, caller.role),

@@ -10,7 +10,7 @@ use crate::api::config::MetricsAlias;
 use crate::api::error::ApiError;
 use crate::api::generate::json_response;
 use crate::api::router::respond;
-use crate::metrics;
+use crate::metrics::{self, EngineNumbers};
 
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -58,7 +58,11 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response<Body> {
     let model = app.config().models.first().map_or("", String::as_str);
     let replica = app.replica().ok();
     let io = replica.map(|replica| replica.engine.tier_io()).unwrap_or_default();
-    let engine = replica.map(|replica| (replica.engine.stats(), replica.engine.shape(), io.as_slice()));
+    let engine = replica.map(|replica| EngineNumbers {
+        stats: replica.engine.stats(),
+        shape: replica.engine.shape(),
+        io: &io,
+    });
     let page = metrics::render(prefixes, model, app.metrics(), engine);
     with_type(page, "text/plain; version=0.0.4; charset=utf-8")
 }

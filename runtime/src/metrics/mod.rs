@@ -11,4 +11,4 @@ mod tiers;
 
 pub use histogram::Histogram;
 pub use server::{Ending, ServerMetrics};
-pub(crate) use text::render;
+pub(crate) use text::{EngineNumbers, render};

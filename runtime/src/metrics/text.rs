@@ -10,17 +10,25 @@ use crate::metrics::histogram::Histogram;
 use crate::metrics::server::{Ending, ServerMetrics};
 use crate::stats::EngineStats;
 
+/// Where an engine's numbers are read.
+#[derive(Clone, Copy)]
+pub(crate) struct EngineNumbers<'a> {
+    pub stats: &'a EngineStats,
+    pub shape: &'a ExecutorShape,
+    pub io: &'a [(Tier, TierIoStats)],
+}
+
 /// All series under each of `prefixes` (`quire_`, and `vllm:` if asked for).
 pub(crate) fn render(
     prefixes: &[&str],
     model: &str,
     server: &ServerMetrics,
-    engine: Option<(&EngineStats, &ExecutorShape, &[(Tier, TierIoStats)])>,
+    engine: Option<EngineNumbers<'_>>,
 ) -> String {
     let mut page = Page { out: String::with_capacity(16 << 10), prefix: "", model: escape(model) };
     for prefix in prefixes {
         page.prefix = prefix;
-        if let Some((stats, shape, io)) = engine {
+        if let Some(EngineNumbers { stats, shape, io }) = engine {
             page.engine(stats, shape);
             page.tiers(stats, io);
         }
@@ -162,7 +170,7 @@ mod tests {
             layout: [0; 32],
             page_bytes: 4096,
         };
-        render(prefixes, "m\"1", &server, Some((&stats, &shape, &[])))
+        render(prefixes, "m\"1", &server, Some(EngineNumbers { stats: &stats, shape: &shape, io: &[] }))
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::request::Refusal;
 use crate::stats::EngineStats;
 use crate::storage::{Namespace, Storage};
 
+/// Longest wait at the end for copies on their way to tiers that survive.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// How often a purge goes on if nothing else wakes the engine.
 const PURGE_TICK: Duration = Duration::from_millis(1);
 /// Page names that may wait for the hub.
@@ -107,14 +109,36 @@ struct Purging {
 impl Driver {
     fn run(mut self) {
         while self.listen().is_continue() {
-            self.submit_steps();
-            self.submit_orders();
-            self.publish_events();
-            self.answer_purges();
-            self.scheduler.publish_stats();
+            self.go_on();
             debug_assert!(self.scheduler.check().is_ok(), "{:?}", self.scheduler.check());
         }
+        self.settle();
         self.scheduler.publish_stats();
+    }
+
+    fn go_on(&mut self) {
+        self.submit_steps();
+        self.submit_orders();
+        self.publish_events();
+        self.answer_purges();
+        self.scheduler.publish_stats();
+    }
+
+    /// Nothing runs any more: what was being copied to tiers that survive gets there, and is recorded,
+    /// as far as that does not take too long.
+    fn settle(&mut self) {
+        let begun = self.clock.now();
+        while !self.scheduler.is_settled() && self.clock.now().since(begun) < SETTLE_MAX {
+            self.go_on();
+            if let Ok(message) = self.inbox.recv_timeout(PURGE_TICK) {
+                let _ = self.handle(message);
+            }
+        }
+        self.go_on();
+        let journal = self.storage.as_ref().and_then(Storage::journal);
+        if let Some(error) = journal.and_then(|journal| journal.flush().err()) {
+            tracing::warn!(%error, "the index of the cold tiers is not whole on the disk");
+        }
     }
 
     /// Waits for a message, then takes all that are there.
