@@ -25,7 +25,7 @@ use runtime::model::{
     self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, WeightChoice,
 };
 use runtime::scheduler::SchedulerConfig;
-use runtime::storage::{Keys, Namespace, StorageError};
+use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
 use runtime::text::Text;
 use transfer::NodeSigner;
 
@@ -156,6 +156,7 @@ impl Launch {
             api_keys: self.server.keys.clone(),
             admin_keys: self.server.admin_keys.clone(),
             tenants: self.tenants.clone(),
+            retention: self.retention(),
             limits: self.server.limits.clone(),
             drain: self.server.drain,
             metrics_alias: self.server.metrics_alias,
@@ -200,6 +201,12 @@ impl Launch {
             server.map_err(|e| Failure::new(Exit::Address, format!("cannot publish KV events: {e}")))?;
         tokio::spawn(server.serve());
         Ok(Some(hub))
+    }
+
+    /// Of the default namespace.
+    fn retention(&self) -> Retention {
+        let specs = &self.tiers.storage.namespaces;
+        specs.iter().find(|spec| spec.name == DEFAULT).map_or(Retention::Keep, |spec| spec.retention)
     }
 
     /// What lies below the device, one line a tier.

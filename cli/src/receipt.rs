@@ -96,6 +96,7 @@ pub mod tests {
 
     pub fn report(guarantee: Guarantee) -> PurgeReport {
         let line = |tier: &str, pages: u64, outstanding: u64| TierLine {
+            has_unknown_past: false,
             tier: tier.into(),
             pages,
             bytes: pages * 4096,

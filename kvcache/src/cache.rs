@@ -219,7 +219,8 @@ impl Cache {
         let duplicates = lease.pages.len() - covered;
         let (doubled, fresh) = pages.split_at(duplicates);
         self.fence_pages(doubled, fence);
-        let room = self.make_room(lease, fresh.len());
+        let namespace = self.forest.tree_of(self.leases.tip(lease.id)).key.namespace;
+        let room = self.make_room(namespace, fresh.len());
         let fresh = &fresh[..room];
         self.insert(lease, &tokens[duplicates * size..(duplicates + room) * size], fresh);
         self.counters.published_pages += (duplicates + room) as u64;
@@ -227,10 +228,9 @@ impl Cache {
         Published { pages: lease.pages[covered..].to_vec(), duplicates }
     }
 
-    /// How many of `n` pages the quota of the lease's namespace has room for, after its own unleased
-    /// leaves have gone.
-    fn make_room(&mut self, lease: &Lease, n: usize) -> usize {
-        let namespace = self.forest.tree_of(self.leases.tip(lease.id)).key.namespace;
+    /// How many of `n` pages the quota of a namespace has room for, after its own unleased leaves have
+    /// gone.
+    pub(crate) fn make_room(&mut self, namespace: NamespaceId, n: usize) -> usize {
         let Some(room) = self.quotas.room(namespace) else { return n };
         if n > room {
             let dropped = self.forest.evict_of(n - room, |key| key.namespace == namespace);

@@ -40,6 +40,10 @@ impl Fences {
         step <= self.completed
     }
 
+    pub fn completed(&self) -> StepId {
+        self.completed
+    }
+
     /// `None` if `fence` has completed, and there is nothing to wait for.
     pub fn behind(&mut self, fence: StepId) -> Option<&mut Waiting> {
         (!self.is_complete(fence)).then(|| self.waiting.entry(fence).or_default())

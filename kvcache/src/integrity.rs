@@ -63,7 +63,7 @@ impl Cache {
     /// Every page is in one place, the one that its state says.
     fn check_places(&self) -> Result<(), Broken> {
         let mut found: Vec<Option<PageState>> = vec![None; self.pool.total()];
-        let free = self.pool.free_list().iter().map(|&page| (page, PageState::Free));
+        let free = self.pool.free_pages().map(|page| (page, PageState::Free));
         let cached = self.forest.nodes().iter().flat_map(|(_, node)| &node.pages);
         let fenced = self.fences.iter().flat_map(|(_, waiting)| &waiting.pages);
         let cached = cached.map(|&page| (page, PageState::Cached));
@@ -189,6 +189,7 @@ impl Cache {
         let fenced = self.fences.iter().map(|(_, waiting)| waiting.pages.len()).sum();
         tally("fenced pages", s.pages_fenced, fenced)?;
         self.check_quotas()?;
+        tally("free pages", s.pages_free, self.pool.free_pages().count())?;
         let sum = s.pages_free + s.pages_private + s.pages_leased + s.pages_cached + s.pages_fenced;
         tally("free + private + leased + cached + fenced", s.pages_total, sum)
     }

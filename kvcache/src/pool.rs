@@ -27,7 +27,9 @@ pub(crate) enum PageState {
 pub(crate) struct PagePool {
     states: Vec<PageState>,
     /// The last freed is the next taken, while it is warm in the device's caches.
+    /// Pages claimed out of turn stay listed until they are met; the state decides.
     free: Vec<PageId>,
+    free_count: usize,
     private: usize,
     fenced: usize,
 }
@@ -37,6 +39,7 @@ impl PagePool {
         Self {
             states: vec![PageState::Free; pages as usize],
             free: (0..pages).rev().map(PageId).collect(),
+            free_count: pages as usize,
             private: 0,
             fenced: 0,
         }
@@ -47,7 +50,7 @@ impl PagePool {
     }
 
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.free_count
     }
 
     pub fn private(&self) -> usize {
@@ -62,30 +65,36 @@ impl PagePool {
         self.states[page.0 as usize]
     }
 
-    pub fn free_list(&self) -> &[PageId] {
-        &self.free
+    /// Every free page, in no order.
+    pub fn free_pages(&self) -> impl Iterator<Item = PageId> {
+        let pages = (0..self.states.len() as u32).map(PageId);
+        pages.filter(|&page| self.state(page) == PageState::Free)
     }
 
     /// The caller has made sure that `n` are free.
     pub fn take(&mut self, n: usize) -> Vec<PageId> {
-        let mut pages = self.free.split_off(self.free.len() - n);
-        pages.reverse();
-        for &page in &pages {
-            self.shift(page, PageState::Free, PageState::Private);
+        let mut pages = Vec::with_capacity(n);
+        while pages.len() < n {
+            let page = self.free.pop().expect("as many free pages are listed as are counted");
+            if self.state(page) == PageState::Free {
+                self.shift(page, PageState::Free, PageState::Private);
+                pages.push(page);
+            }
         }
+        self.free_count -= n;
         self.private += n;
         pages
     }
 
-    /// Takes just these pages, as they are known from before a restart; all or none.
+    /// Takes just these pages, as they are known from before a restart or to be erased; all or none.
     pub fn take_exactly(&mut self, pages: &[PageId]) -> bool {
         let wanted: HashSet<PageId> = pages.iter().copied().collect();
         let is_free = |page: &PageId| self.states.get(page.0 as usize) == Some(&PageState::Free);
         if wanted.len() != pages.len() || !pages.iter().all(is_free) {
             return false;
         }
-        self.free.retain(|page| !wanted.contains(page));
         pages.iter().for_each(|&page| self.shift(page, PageState::Free, PageState::Private));
+        self.free_count -= pages.len();
         self.private += pages.len();
         true
     }
@@ -104,12 +113,21 @@ impl PagePool {
     pub fn unfence(&mut self, page: PageId) {
         self.shift(page, PageState::Fenced, PageState::Free);
         self.fenced -= 1;
-        self.free.push(page);
+        self.list(page);
     }
 
     pub fn evict(&mut self, page: PageId) {
         self.shift(page, PageState::Cached, PageState::Free);
+        self.list(page);
+    }
+
+    fn list(&mut self, page: PageId) {
         self.free.push(page);
+        self.free_count += 1;
+        // Claims leave entries behind; more of them than pages are not worth keeping.
+        if self.free.len() > 2 * self.states.len() {
+            self.free = self.free_pages().collect();
+        }
     }
 
     fn shift(&mut self, page: PageId, from: PageState, to: PageState) {

@@ -38,6 +38,21 @@ impl Cache {
         (self.pool.state(page) == PageState::Cached).then(|| self.forest.store.name(page)).flatten()
     }
 
+    /// How many of `n` pages of a tree the namespace may still add, after its own coldest leaves have
+    /// gone; to be asked before places are taken from others.
+    pub fn admit(&mut self, namespace: NamespaceId, n: usize) -> usize {
+        self.settle();
+        self.make_room(namespace, n)
+    }
+
+    /// Takes over what outlives the contents of `old`: quotas, and which steps have answered.
+    pub fn succeed(&mut self, old: &Cache) {
+        for (namespace, _, limit) in old.quotas.iter() {
+            self.quotas.set(namespace, limit);
+        }
+        self.fences.complete(old.fences.completed());
+    }
+
     /// Limits the pages that `namespace` keeps here; `None` lifts the limit.
     pub fn set_quota(&mut self, namespace: NamespaceId, pages: Option<usize>) {
         self.quotas.set(namespace, pages);
@@ -129,11 +144,6 @@ impl Cache {
     /// Pages in the trees that `of` picks.
     pub fn pages_of(&self, of: impl Fn(&TreeKey) -> bool) -> usize {
         self.forest.trees().iter().filter(|(_, tree)| of(&tree.key)).map(|(_, tree)| tree.pages).sum()
-    }
-
-    /// The pages that are free.
-    pub fn free_pages(&self) -> &[PageId] {
-        self.pool.free_list()
     }
 
     pub fn is_free(&self, page: PageId) -> bool {

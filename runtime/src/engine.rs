@@ -122,7 +122,7 @@ pub struct CacheReport {
     pub counters: TierCounters,
     pub namespaces: Vec<(NamespaceId, Vec<(Tier, usize)>)>,
     /// Those under way.
-    pub purges: Vec<PurgeState>,
+    pub purges: Vec<Purged>,
     /// Nothing is being copied or waits to be.
     pub is_settled: bool,
     pub storage: StorageStats,

@@ -47,6 +47,8 @@ pub struct TierLine {
     pub failed: u64,
     /// Pages that a running request or copy still holds.
     pub outstanding: u64,
+    /// An earlier run used the tier, and may have left sealed pages in places that its index no longer named.
+    pub has_unknown_past: bool,
     /// Pages that a lookup still finds.
     pub found_by_probe: u64,
     pub guarantee: Guarantee,
@@ -111,9 +113,14 @@ impl Engine {
         let retired = tokio::task::spawn_blocking(move || retire(&keys, &name));
         let (id, up_to, destroyed) = retired.await.map_err(|_| PurgeError::Stopped)??;
         let waiting = self.begin_purge(id, up_to, order.running);
-        let purged = match tokio::time::timeout(order.patience, waiting).await {
+        let mut waiting = waiting;
+        let purged = match tokio::time::timeout(order.patience, &mut waiting).await {
             Ok(purged) => purged.map_err(|_| PurgeError::Stopped)?,
-            Err(_) => self.purge_under_way(id, up_to).await?,
+            Err(_) => match self.purge_under_way(id, up_to).await {
+                Ok(purged) => purged,
+                // It has ended in this very moment.
+                Err(_) => waiting.await.map_err(|_| PurgeError::Stopped)?,
+            },
         };
         let is_recorded = self.forget_on_disk().await;
         let bytes = self.shape().page_bytes as u64;
@@ -137,11 +144,8 @@ impl Engine {
     /// How a purge stands that nobody waited for to the end.
     async fn purge_under_way(&self, id: NamespaceId, up_to: Generation) -> Result<Purged, PurgeError> {
         let report = self.inspect(Vec::new()).await.ok_or(PurgeError::Stopped)?;
-        let of = |state: &kvcache::PurgeState| state.namespace == id && state.up_to == up_to;
-        let state = report.purges.into_iter().find(of).ok_or(PurgeError::Stopped)?;
-        let remaining =
-            state.tiers.iter().map(|tier| (tier.tier, tier.erasure.outstanding as usize)).collect();
-        Ok(Purged { state, remaining })
+        let of = |purged: &Purged| purged.state.namespace == id && purged.state.up_to == up_to;
+        report.purges.into_iter().find(of).ok_or(PurgeError::Stopped)
     }
 
     /// True once the index on disk does not name what was purged, or if there is none.
@@ -165,7 +169,7 @@ fn line(of: &TierErasure, purged: &Purged, page_bytes: u64, is_recorded: bool) -
     let found = purged.remaining.iter().find(|(other, _)| *other == tier).map_or(0, |(_, pages)| *pages);
     let is_sealed = tier > Tier::Host;
     let is_gone = purged.state.is_done && erasure.outstanding == 0 && found == 0;
-    let is_read_back = erasure.failed == 0 && erasure.verified >= erasure.pages;
+    let is_read_back = erasure.failed == 0 && erasure.verified >= erasure.pages && !erasure.has_unknown_past;
     let guarantee = match (is_gone, is_read_back, is_sealed) {
         (true, true, false) => Guarantee::Erased,
         (true, true, true) if is_recorded => Guarantee::Erased,
@@ -180,6 +184,7 @@ fn line(of: &TierErasure, purged: &Purged, page_bytes: u64, is_recorded: bool) -
         verified: erasure.verified,
         failed: erasure.failed,
         outstanding: erasure.outstanding,
+        has_unknown_past: erasure.has_unknown_past,
         found_by_probe: found as u64,
         guarantee,
     }
@@ -254,7 +259,7 @@ mod tests {
 
     #[test]
     fn every_fault_lowers_the_guarantee() {
-        let good = Erasure { pages: 3, verified: 3, failed: 0, outstanding: 0 };
+        let good = Erasure { pages: 3, verified: 3, ..Erasure::default() };
         let lies = Erasure { verified: 2, failed: 1, ..good };
         let silent = Erasure { verified: 0, ..good };
         let held = Erasure { outstanding: 1, ..good };
@@ -264,6 +269,7 @@ mod tests {
             assert_eq!(guarantee(tier, lies, 0, true), weaker);
             assert_eq!(guarantee(tier, silent, 0, true), weaker);
             assert_eq!(guarantee(tier, held, 0, true), weaker);
+            assert_eq!(guarantee(tier, Erasure { has_unknown_past: true, ..good }, 0, true), weaker);
             assert_eq!(guarantee(tier, good, 1, true), Guarantee::Incomplete);
         }
         assert_eq!(guarantee(Tier::Nvme, good, 0, false), Guarantee::CryptoErased);
@@ -299,7 +305,7 @@ mod tests {
     fn no_changed_byte_of_the_file_is_believed() {
         let of = TierErasure {
             tier: Tier::Nvme,
-            erasure: Erasure { pages: 3, verified: 3, failed: 0, outstanding: 0 },
+            erasure: Erasure { pages: 3, verified: 3, ..Erasure::default() },
         };
         let state = PurgeState {
             id: PurgeId(1),

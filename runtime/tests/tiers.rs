@@ -134,7 +134,7 @@ fn ask_at_once(replica: &Replica, tenant: Tenant, prompt: &[TokenId]) -> Heard {
         deadline: None,
     };
     let mut running = replica.engine.submit(request).expect("a valid request");
-    let heard = wait(async {
+    wait(async {
         let mut heard = Heard::default();
         while let Some(event) = running.next().await {
             match event {
@@ -148,8 +148,7 @@ fn ask_at_once(replica: &Replica, tenant: Tenant, prompt: &[TokenId]) -> Heard {
             }
         }
         heard
-    });
-    heard
+    })
 }
 
 fn ask(replica: &Replica, prompt: &[TokenId]) -> Heard {

@@ -181,8 +181,12 @@ impl KeyStore {
         let mut next = stored.clone();
         let changed = work(&mut next)?;
         if changed {
-            replace(&self.path, &next).map_err(|e| failed(&self.path, e))?;
-            *stored = next;
+            let written = replace(&self.path, &next);
+            // Once renamed, the file is the new one whatever failed after it.
+            if !matches!(written, Err(Replace::Before(_))) {
+                *stored = next;
+            }
+            written.map_err(|error| failed(&self.path, error.source()))?;
         }
         Ok(changed)
     }
@@ -232,7 +236,29 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Stored, KeyStoreError> {
     Ok(stored)
 }
 
-fn replace(path: &Path, stored: &Stored) -> io::Result<()> {
+/// How far a replacement came.
+enum Replace {
+    /// The old file is in place.
+    Before(io::Error),
+    /// The new one is, but not all that should follow was done.
+    After(io::Error),
+}
+
+impl Replace {
+    fn source(self) -> io::Error {
+        match self {
+            Replace::Before(error) | Replace::After(error) => error,
+        }
+    }
+}
+
+fn replace(path: &Path, stored: &Stored) -> Result<(), Replace> {
+    let old = write_aside(path, stored).map_err(Replace::Before)?;
+    settle(path, old).map_err(Replace::After)
+}
+
+/// Writes and renames; the old file, if there was one.
+fn write_aside(path: &Path, stored: &Stored) -> io::Result<Option<File>> {
     let mut text = serde_json::to_vec_pretty(stored)?;
     text.push(b'\n');
     let aside = path.with_extension("new");
@@ -240,11 +266,16 @@ fn replace(path: &Path, stored: &Stored) -> io::Result<()> {
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
     file.write_all(&text)?;
     file.sync_all()?;
-    let old = OpenOptions::new().write(true).open(path);
+    let old = OpenOptions::new().write(true).open(path).ok();
     std::fs::rename(&aside, path)?;
+    Ok(old)
+}
+
+/// Makes the rename last, and overwrites the old file's keys.
+fn settle(path: &Path, old: Option<File>) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(dir)?.sync_all()?;
-    if let Ok(old) = old {
+    if let Some(old) = old {
         let bytes = old.metadata()?.len() as usize;
         old.write_all_at(&vec![0; bytes], 0)?;
         old.sync_all()?;

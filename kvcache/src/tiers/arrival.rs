@@ -19,9 +19,14 @@ impl Tiers {
             of.get_or_insert(step);
         });
         let mut moves = std::mem::take(&mut self.moves);
-        let scrubs = self.device.drain_gone().into_iter().map(|(page, _)| PageMove::Scrub { page });
+        let mut freed: Vec<PageId> = self.device.drain_gone().into_iter().map(|(page, _)| page).collect();
+        if self.purges.take_rescrub() {
+            // The pool was made anew: what its pages hold has to be looked at, all of it.
+            freed = (0..self.device_config.pages).map(PageId).collect();
+        }
+        let scrubs = freed.iter().map(|&page| PageMove::Scrub { page });
         moves.extend(scrubs);
-        self.purges.scrubs_go_with(step);
+        self.purges.scrubs_go_with(step, freed);
         moves.sort_by_key(|of| match of {
             PageMove::Save { .. } => 0,
             PageMove::Scrub { .. } => 1,
@@ -48,15 +53,16 @@ impl Tiers {
                 run.fail(at, Fault::Unavailable);
                 self.counters.failed_pages += 1;
             }
-            let places = run.places.clone();
-            self.arrived(Tier::Host, &places);
+            let (places, fine) = (run.places.clone(), run.failed.unwrap_or(run.places.len()));
+            let key = self.runs[&id].key.clone();
+            self.arrived(Tier::Host, &key, &places[..fine]);
             self.finish(id);
         }
     }
 
-    fn arrived(&mut self, tier: Tier, places: &[PageId]) {
+    fn arrived(&mut self, tier: Tier, key: &TreeKey, places: &[PageId]) {
         if let Some(lower) = self.lower.get_mut(&tier) {
-            places.iter().for_each(|&place| lower.arrived(place, None));
+            places.iter().for_each(|&place| lower.arrived(place, key, None));
         }
     }
 
@@ -79,11 +85,11 @@ impl Tiers {
         let lower = self.lower.get_mut(&target).expect("a run's tier exists");
         match outcome {
             ColdOutcome::Stored(seal) => {
-                lower.arrived(place, Some(seal));
+                lower.arrived(place, &run.key, Some(seal));
                 self.counters.stored_pages += 1;
             }
             ColdOutcome::Loaded => {
-                lower.arrived(place, None);
+                lower.arrived(place, &run.key, None);
                 self.counters.loaded_pages += 1;
             }
             ColdOutcome::Failed(fault) => {
@@ -98,20 +104,24 @@ impl Tiers {
         }
     }
 
-    fn note_stored(&mut self, run: &Run, index: usize) {
-        let lower = &self.lower[&run.target];
-        let (at, size) = (run.first + index, self.page_tokens());
-        let place = run.places[index];
-        let Some(name) = lower.name(place) else { return };
-        self.notes.push(JournalNote::Page(SlotRecord {
-            tier: run.target,
-            slot: slot(place),
-            key: run.key.clone(),
-            parent: at.checked_sub(1).map(|before| slot(run.to.pages()[before])),
-            name,
-            seal: lower.seal(place),
-            tokens: run.tokens[at * size..(at + 1) * size].to_vec(),
-        }));
+    /// What the journal is to know of the pages of a run that have arrived.
+    fn note_stored(&mut self, run: &Run, arrived: usize) {
+        let size = self.page_tokens();
+        let lower = self.lower.get_mut(&run.target).expect("a run's tier exists");
+        let record = |index: usize| {
+            let (at, place) = (run.first + index, run.places[index]);
+            Some(SlotRecord {
+                tier: run.target,
+                slot: slot(place),
+                key: run.key.clone(),
+                parent: at.checked_sub(1).map(|before| slot(run.to.pages()[before])),
+                name: lower.name(place)?,
+                seal: lower.seal(place),
+                tokens: run.tokens[at * size..(at + 1) * size].to_vec(),
+            })
+        };
+        let records: Vec<SlotRecord> = (0..arrived).filter_map(record).collect();
+        self.notes.extend(lower.note(records).into_iter().map(JournalNote::Page));
     }
 
     /// Every page of a run has answered: leases end, failures are cut out, copies go on.
@@ -123,7 +133,7 @@ impl Tiers {
         }
         self.tell_stored(&run, arrived);
         if run.target > Tier::Host {
-            (0..arrived).for_each(|index| self.note_stored(&run, index));
+            self.note_stored(&run, arrived);
         }
         let Run { key, tokens, source, target, to, first, places, failed, fault, prefetch, onward, .. } = run;
         self.give_back(target, to);

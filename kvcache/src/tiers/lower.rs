@@ -1,9 +1,17 @@
 //! One tier below the device: a tree over its places, and which of them can be read.
 
-use base::{ChainHash, FrameId, PageId, SlotId, Tier, TokenId};
+use base::{ChainHash, FrameId, Generation, NamespaceId, PageId, SlotId, Tier, TokenId};
 
-use super::{LowerConfig, Seal, WritePolicy};
+use super::{LowerConfig, Seal, SlotRecord, WritePolicy};
 use crate::{Cache, CacheConfig, Departures, IntegrityError, Naming, TreeKey};
+
+/// Whose bytes may lie in a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Residue {
+    Nobody,
+    Of(NamespaceId, Generation),
+    Several,
+}
 
 pub(super) struct Lower {
     pub tier: Tier,
@@ -14,6 +22,14 @@ pub(super) struct Lower {
     ready: Vec<bool>,
     /// By place, in cold tiers.
     seals: Vec<Seal>,
+    /// By place: whose bytes may lie there, readable or not.
+    residue: Vec<Residue>,
+    /// The journal knows pages of an earlier run: free slots may hold more than is known here.
+    pub has_past: bool,
+    /// By place, in cold tiers: the journal has been told of it.
+    noted: Vec<bool>,
+    /// Records whose parent it has not been told of: runs may finish out of order.
+    unnoted: Vec<SlotRecord>,
     /// Paths cut while others held them, with the first page that is wrong.
     doomed: Vec<(TreeKey, Vec<TokenId>, usize)>,
 }
@@ -37,6 +53,10 @@ impl Lower {
             watermark: config.watermark,
             ready: vec![false; places],
             seals: if is_cold { vec![[0; 28]; places] } else { Vec::new() },
+            residue: vec![Residue::Nobody; places],
+            has_past: config.has_past,
+            noted: if is_cold { vec![false; places] } else { Vec::new() },
+            unnoted: Vec::new(),
             doomed: Vec::new(),
         }
     }
@@ -55,8 +75,62 @@ impl Lower {
         places.iter().for_each(|place| self.ready[place.0 as usize] = false);
     }
 
-    pub fn arrived(&mut self, place: PageId, seal: Option<Seal>) {
+    /// A copy to `place` is ordered: from now on it may hold bytes of `key`'s generation, and until the copy has
+    /// arrived also those of whoever was there before.
+    pub fn soil(&mut self, place: PageId, key: &TreeKey) {
+        let residue = &mut self.residue[place.0 as usize];
+        let now = Residue::Of(key.namespace, key.generation);
+        *residue = if *residue == Residue::Nobody || *residue == now { now } else { Residue::Several };
+    }
+
+    /// The place was erased and looked at.
+    pub fn clean(&mut self, place: PageId) {
+        self.residue[place.0 as usize] = Residue::Nobody;
+    }
+
+    /// Whether a place may hold bytes of a namespace up to a generation.
+    pub fn is_soiled(&self, place: PageId, namespace: NamespaceId, up_to: Generation) -> bool {
+        match self.residue[place.0 as usize] {
+            Residue::Nobody => false,
+            Residue::Of(other, generation) => other == namespace && generation <= up_to,
+            Residue::Several => true,
+        }
+    }
+
+    pub fn soiled(&self, namespace: NamespaceId, up_to: Generation) -> Vec<PageId> {
+        let all = (0..self.residue.len() as u32).map(PageId);
+        all.filter(|&place| self.is_soiled(place, namespace, up_to)).collect()
+    }
+
+    /// Records of stored pages for the journal, parents first; those whose parent is unknown to it wait.
+    pub fn note(&mut self, records: Vec<SlotRecord>) -> Vec<SlotRecord> {
+        self.unnoted.extend(records);
+        let mut due = Vec::new();
+        loop {
+            let waiting = std::mem::take(&mut self.unnoted);
+            let before = due.len();
+            for record in waiting {
+                if record.parent.is_none_or(|parent| self.noted[parent.0 as usize]) {
+                    self.noted[record.slot.0 as usize] = true;
+                    due.push(record);
+                } else {
+                    self.unnoted.push(record);
+                }
+            }
+            if due.len() == before {
+                return due;
+            }
+        }
+    }
+
+    /// The journal knew of it before we did.
+    pub fn was_noted(&mut self, place: PageId) {
+        self.noted[place.0 as usize] = true;
+    }
+
+    pub fn arrived(&mut self, place: PageId, key: &TreeKey, seal: Option<Seal>) {
         self.ready[place.0 as usize] = true;
+        self.residue[place.0 as usize] = Residue::Of(key.namespace, key.generation);
         if let Some(seal) = seal {
             self.seals[place.0 as usize] = seal;
         }
@@ -76,7 +150,11 @@ impl Lower {
         for (place, _) in &gone {
             if let Some(seal) = self.seals.get_mut(place.0 as usize) {
                 *seal = [0; 28];
+                self.noted[place.0 as usize] = false;
             }
+        }
+        if !self.unnoted.is_empty() && !gone.is_empty() {
+            self.unnoted.retain(|record| !gone.iter().any(|(place, _)| place.0 == record.slot.0));
         }
         gone.retain(|(place, _)| std::mem::take(&mut self.ready[place.0 as usize]));
         gone

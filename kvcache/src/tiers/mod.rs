@@ -177,7 +177,8 @@ impl Tiers {
     /// A step failed and what it wrote is unknown: the device starts empty. Host frames that a step
     /// was to fill are dropped; what lies in other tiers was there before and stays.
     pub fn reset_device(&mut self) {
-        self.device = Cache::new(self.device_config.clone());
+        let old = std::mem::replace(&mut self.device, Cache::new(self.device_config.clone()));
+        self.device.succeed(&old);
         for (id, key) in &self.keys {
             self.device.register_namespace(*id, key.clone());
         }
@@ -194,6 +195,7 @@ impl Tiers {
             self.finish(id);
         }
         self.purges.device_was_reset();
+        self.lose_events();
     }
 
     pub(super) fn give_back(&mut self, tier: Tier, lease: Lease) {
@@ -210,9 +212,9 @@ impl Tiers {
             lower.check()?;
         }
         let waiting: usize = self.runs.values().filter(|run| run.source.is_some()).map(|run| run.left).sum();
-        if waiting + self.purges.erasing() != self.in_flight {
-            let counted = waiting + self.purges.erasing();
-            return Err(IntegrityError::Tally { what: "pages in flight", book: self.in_flight, counted });
+        if waiting != self.in_flight {
+            let (book, counted) = (self.in_flight, waiting);
+            return Err(IntegrityError::Tally { what: "pages in flight", book, counted });
         }
         for run in self.runs.values() {
             let lower = self.lower.get(&run.target).expect("a run's tier exists");

@@ -7,16 +7,19 @@
 //! ```
 //!
 //! Raising the floor comes first: from then on nothing of an old generation can enter, so what is
-//! cleared cannot come back. Device pages are overwritten by the next step, as all pages are that
-//! become free. Host frames are always overwritten whole when they are used again, so the frames that
-//! are free when the last of the namespace's have gone are swept, all of them: a frame evicted long
-//! ago still holds its bytes. Slots of cold tiers are handed over to be erased; what was evicted from
-//! them before is ciphertext whose key is gone.
+//! cleared cannot come back. Device pages are overwritten by the next step and read back, as all pages are
+//! that become free. Of frames and slots each tier remembers whose bytes may lie there, since a copy was
+//! ordered and until another has overwritten it whole or it was erased: a page evicted long ago, a copy that
+//! failed half-way and an erasure that failed are all found by it. When nobody holds anything of the
+//! namespace any more, those places are swept; such a set only shrinks.
 //!
-//! Nobody is made to wait: a purge advances between steps, a chunk at a time, and looks at the nodes of
-//! its own trees only.
+//! Nobody is made to wait: a purge advances between steps, a chunk at a time, with few erasures open, and
+//! looks at the nodes of its own trees only.
+//!
+//! Limits: what an earlier run left in slots that its index no longer names is not known here; the tier then
+//! says that its past is not known.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{Generation, NamespaceId, PageId, StepId, Tier};
 
@@ -27,6 +30,10 @@ use crate::{Cache, TreeKey};
 
 /// Pages taken out of a tier at a time, and places erased by one order.
 const CHUNK: usize = 64;
+/// Erasures of one purge in one tier that may be open.
+const OPEN_MAX: usize = 4;
+/// Places looked at in one go.
+const LOOK_MAX: usize = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PurgeId(pub u32);
@@ -40,8 +47,10 @@ pub struct Erasure {
     pub verified: u64,
     /// Places whose erasure failed, or which did not read back empty.
     pub failed: u64,
-    /// Pages that someone still holds, and places whose erasure has not been answered.
+    /// Pages that someone still holds, and places not yet erased.
     pub outstanding: u64,
+    /// An earlier run may have left more than this one can name.
+    pub has_unknown_past: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,8 +93,8 @@ struct Purge {
     device: DeviceStage,
     /// Device pages in trees that went, by the step that scrubs them.
     scrubs: Vec<(Option<StepId>, u64)>,
-    /// Host frames still to be swept; `None` until nobody holds any of the namespace's.
-    sweep: Option<HashSet<PageId>>,
+    /// Places still to be swept, by tier; absent until nobody holds any page of the namespace there.
+    sweeps: BTreeMap<Tier, Vec<PageId>>,
     tiers: BTreeMap<Tier, Erasure>,
     is_done: bool,
 }
@@ -101,22 +110,33 @@ pub(super) struct Purges {
     open: BTreeMap<PurgeId, Purge>,
     last: u32,
     orders: BTreeMap<RunId, Order>,
+    /// Pages that steps in flight overwrite.
+    scrubbing: Vec<(StepId, Vec<PageId>)>,
+    /// Pages that did not read back as zeros when they were last overwritten.
+    unclean: BTreeSet<PageId>,
+    /// The device's pool was made anew while a purge was open.
+    rescrub: bool,
 }
 
 impl Purges {
-    pub fn erasing(&self) -> usize {
-        self.orders.values().map(|order| order.places.len()).sum()
-    }
-
     /// Whether a step must come even if nothing is to be computed.
     pub fn needs_step(&self) -> bool {
         let waits = |purge: &Purge| {
             purge.device == DeviceStage::Due || purge.scrubs.iter().any(|(of, _)| of.is_none())
         };
-        self.open.values().any(waits)
+        self.rescrub || self.open.values().any(waits)
     }
 
-    pub fn scrubs_go_with(&mut self, step: StepId) {
+    /// Every page of the device is to be overwritten and read back by the next step.
+    pub fn take_rescrub(&mut self) -> bool {
+        std::mem::take(&mut self.rescrub)
+    }
+
+    /// `step` overwrites `pages`.
+    pub fn scrubs_go_with(&mut self, step: StepId, pages: Vec<PageId>) {
+        if !pages.is_empty() {
+            self.scrubbing.push((step, pages));
+        }
         for purge in self.open.values_mut() {
             purge.scrubs.iter_mut().for_each(|(of, _)| {
                 of.get_or_insert(step);
@@ -127,13 +147,13 @@ impl Purges {
         }
     }
 
-    /// The pool was made anew and holds nothing of anyone, but its bytes are what they were: the
-    /// executor overwrites them as it restarts, and what it cannot vouch for counts as failed.
+    /// The pool was made anew and holds nothing of anyone; what its bytes are must be looked at again.
     pub fn device_was_reset(&mut self) {
-        for purge in self.open.values_mut().filter(|purge| purge.device != DeviceStage::Done) {
-            let erasure = purge.tiers.entry(Tier::Device).or_default();
-            erasure.failed += purge.scrubs.drain(..).map(|(_, pages)| pages).sum::<u64>();
-            purge.device = DeviceStage::Due;
+        self.scrubbing.clear();
+        for purge in self.open.values_mut().filter(|purge| !purge.is_done) {
+            purge.scrubs.iter_mut().for_each(|(of, _)| *of = None);
+            purge.device = DeviceStage::Clearing;
+            self.rescrub = true;
         }
     }
 }
@@ -153,7 +173,7 @@ impl Tiers {
             up_to,
             device: DeviceStage::Clearing,
             scrubs: Vec::new(),
-            sweep: None,
+            sweeps: BTreeMap::new(),
             tiers: tiers.map(|tier| (tier, Erasure::default())).collect(),
             is_done: false,
         };
@@ -174,9 +194,8 @@ impl Tiers {
             let Some(mut purge) = self.purges.open.remove(&id) else { continue };
             let private = running(purge.namespace, purge.up_to);
             self.advance_device(&mut purge, begun, private);
-            self.advance_host(id, &mut purge);
-            for tier in [Tier::Nvme, Tier::Object] {
-                self.advance_cold(id, tier, &mut purge);
+            for tier in [Tier::Host, Tier::Nvme, Tier::Object] {
+                self.advance_lower(id, tier, &mut purge);
             }
             let is_clear = purge.tiers.values().all(|erasure| erasure.outstanding == 0);
             purge.is_done = is_clear && purge.device == DeviceStage::Done;
@@ -204,73 +223,71 @@ impl Tiers {
         erasure.outstanding = held as u64 + waiting;
     }
 
-    fn advance_host(&mut self, id: PurgeId, purge: &mut Purge) {
-        let Some(host) = self.lower.get_mut(&Tier::Host) else { return };
-        let cleared = host.index.clear_pages(|key| purge.covers(key), CHUNK).len();
-        let held = purge.pages_in(&host.index);
-        if held == 0 && purge.sweep.is_none() {
-            purge.sweep = Some(host.index.free_pages().iter().copied().collect());
+    fn advance_lower(&mut self, id: PurgeId, tier: Tier, purge: &mut Purge) {
+        let open = self.erasing_in(id, tier);
+        let Some(lower) = self.lower.get_mut(&tier) else { return };
+        let cleared = lower.index.clear_pages(|key| purge.covers(key), CHUNK).len();
+        let held = purge.pages_in(&lower.index);
+        if held == 0 {
+            purge.sweeps.entry(tier).or_insert_with(|| lower.soiled(purge.namespace, purge.up_to));
         }
-        // Frames taken since the snapshot are overwritten by whoever took them.
-        let mut chunk: Vec<PageId> = Vec::new();
-        let is_sweeping = self.purges.orders.values().any(|o| o.purge == id && o.tier == Tier::Host);
-        if let Some(sweep) = &mut purge.sweep
-            && !is_sweeping
-            && !sweep.is_empty()
-        {
-            sweep.retain(|&place| host.index.is_free(place));
-            chunk = sweep.iter().copied().take(CHUNK).collect();
-            chunk.iter().for_each(|place| {
-                sweep.remove(place);
-            });
-            let claimed = host.index.claim(&chunk);
-            assert!(claimed, "frames just seen free can be claimed");
-        }
-        let unswept = purge.sweep.as_ref().map_or(0, HashSet::len);
-        self.note_gone(Tier::Host);
+        let has_unknown_past = lower.has_past;
+        let chunk = if open.0 < OPEN_MAX { self.next_to_sweep(tier, purge) } else { Vec::new() };
+        self.note_gone(tier);
+        let erasing = open.1 + chunk.len();
         if !chunk.is_empty() {
-            let frames = chunk.iter().copied().map(frame).collect();
-            self.order_erasure(id, Tier::Host, chunk, ColdWork::ScrubFrames { frames });
+            let work = match tier {
+                Tier::Host => ColdWork::ScrubFrames { frames: chunk.iter().copied().map(frame).collect() },
+                _ => ColdWork::Erase { slots: chunk.iter().copied().map(slot).collect() },
+            };
+            self.order_erasure(id, tier, chunk, work);
         }
-        let erasing = self.erasing_in(id, Tier::Host);
-        let erasure = purge.tiers.entry(Tier::Host).or_default();
+        let unswept = purge.sweeps.get(&tier).map_or(0, Vec::len);
+        let erasure = purge.tiers.entry(tier).or_default();
         erasure.pages += cleared as u64;
         erasure.outstanding = (held + unswept + erasing) as u64;
+        erasure.has_unknown_past = has_unknown_past;
     }
 
-    fn advance_cold(&mut self, id: PurgeId, tier: Tier, purge: &mut Purge) {
-        let Some(lower) = self.lower.get_mut(&tier) else { return };
-        let slots = lower.index.clear_pages(|key| purge.covers(key), CHUNK);
-        let held = purge.pages_in(&lower.index);
-        let claimed = lower.index.claim(&slots);
-        assert!(claimed, "slots just cleared are free");
-        self.note_gone(tier);
-        for chunk in slots.chunks(CHUNK) {
-            let work = ColdWork::Erase { slots: chunk.iter().copied().map(slot).collect() };
-            self.order_erasure(id, tier, chunk.to_vec(), work);
+    /// The next places to erase, claimed. A place that somebody has taken meanwhile is asked for again:
+    /// it is overwritten whole, or comes back as it was.
+    fn next_to_sweep(&mut self, tier: Tier, purge: &mut Purge) -> Vec<PageId> {
+        let (Some(sweep), Some(lower)) = (purge.sweeps.get_mut(&tier), self.lower.get_mut(&tier)) else {
+            return Vec::new();
+        };
+        let (mut chunk, mut later) = (Vec::new(), Vec::new());
+        for _ in 0..LOOK_MAX {
+            if chunk.len() == CHUNK {
+                break;
+            }
+            let Some(place) = sweep.pop() else { break };
+            match (lower.is_soiled(place, purge.namespace, purge.up_to), lower.index.is_free(place)) {
+                (false, _) => {}
+                (true, true) => chunk.push(place),
+                (true, false) => later.push(place),
+            }
         }
-        let erasing = self.erasing_in(id, tier);
-        let erasure = purge.tiers.entry(tier).or_default();
-        erasure.pages += slots.len() as u64;
-        erasure.outstanding = (held + erasing) as u64;
+        sweep.extend(later);
+        let claimed = lower.index.claim(&chunk);
+        assert!(claimed, "places just seen free can be claimed");
+        chunk
     }
 
     fn order_erasure(&mut self, purge: PurgeId, tier: Tier, places: Vec<PageId>, work: ColdWork) {
         let id = self.next_run();
-        self.in_flight += places.len();
         self.purges.orders.insert(id, Order { purge, tier, places });
         self.orders.push(ColdOrder { ticket: Ticket::new(id, 0), tier, work });
     }
 
-    fn erasing_in(&self, purge: PurgeId, tier: Tier) -> usize {
+    /// Open erasures of a purge in a tier, and their places.
+    fn erasing_in(&self, purge: PurgeId, tier: Tier) -> (usize, usize) {
         let orders = self.purges.orders.values().filter(|o| o.purge == purge && o.tier == tier);
-        orders.map(|order| order.places.len()).sum()
+        orders.fold((0, 0), |(open, places), order| (open + 1, places + order.places.len()))
     }
 
     /// Takes the answer to an erasure; false if the ticket is of something else.
     pub(super) fn answer_erasure(&mut self, ticket: Ticket, outcome: ColdOutcome) -> bool {
         let Some(order) = self.purges.orders.remove(&ticket.run()) else { return false };
-        self.in_flight -= order.places.len();
         let places = order.places.len() as u64;
         let verified = match outcome {
             ColdOutcome::Erased { probed } => u64::from(probed).min(places),
@@ -282,6 +299,10 @@ impl Tiers {
             erasure.failed += places - verified;
         }
         if let Some(lower) = self.lower.get_mut(&order.tier) {
+            // Of an erasure that failed in part it is not known where: its places stay soiled.
+            if verified == places {
+                order.places.iter().for_each(|&place| lower.clean(place));
+            }
             lower.index.free(order.places, StepId(0));
         }
         self.note_gone(order.tier);
@@ -290,30 +311,40 @@ impl Tiers {
 
     /// A step has overwritten the pages it was told to.
     pub fn scrubbed(&mut self, step: StepId, scrubbed: &Scrubbed) {
-        let unclean = scrubbed.unclean.len() as u64;
-        for purge in self.purges.open.values_mut() {
+        let purges = &mut self.purges;
+        let (done, open) = std::mem::take(&mut purges.scrubbing).into_iter().partition(|(of, _)| *of <= step);
+        purges.scrubbing = open;
+        for page in Vec::into_iter(done).flat_map(|(_, pages): (StepId, Vec<PageId>)| pages) {
+            purges.unclean.remove(&page);
+        }
+        purges.unclean.extend(&scrubbed.unclean);
+        let unclean = purges.unclean.len() as u64;
+        for purge in purges.open.values_mut() {
             let due: u64 = purge.scrubs.iter().filter(|(of, _)| *of == Some(step)).map(|(_, n)| n).sum();
             purge.scrubs.retain(|(of, _)| *of != Some(step));
-            let is_last = purge.device == DeviceStage::Scrubbing(step);
-            if is_last {
+            let was_open = purge.device != DeviceStage::Done;
+            if purge.device == DeviceStage::Scrubbing(step) {
                 purge.device = DeviceStage::Done;
             }
-            if due > 0 || is_last {
+            if was_open {
                 let erasure = purge.tiers.entry(Tier::Device).or_default();
-                erasure.verified += due.saturating_sub(unclean);
-                erasure.failed += unclean;
+                erasure.verified += due.saturating_sub(scrubbed.unclean.len() as u64);
+                // Whosever they are: while such pages exist, nobody's are known to be gone.
+                erasure.failed = unclean;
             }
         }
     }
 
-    /// How far a purge is; a finished one is forgotten by this call.
-    pub fn purge_state(&mut self, id: PurgeId) -> Option<PurgeState> {
+    /// Forgets a purge that has been reported.
+    pub fn forget_purge(&mut self, id: PurgeId) {
+        self.purges.open.remove(&id);
+    }
+
+    /// How far a purge is.
+    pub fn purge_state(&self, id: PurgeId) -> Option<PurgeState> {
         let purge = self.purges.open.get(&id)?;
         let tiers = purge.tiers.iter().map(|(&tier, &erasure)| TierErasure { tier, erasure }).collect();
         let (namespace, up_to, is_done) = (purge.namespace, purge.up_to, purge.is_done);
-        if is_done {
-            self.purges.open.remove(&id);
-        }
         Some(PurgeState { id, namespace, up_to, tiers, is_done })
     }
 

@@ -91,7 +91,8 @@ impl Tiers {
             return;
         }
         for (depth, slot) in path.iter().enumerate().take(right).skip(there) {
-            lower.arrived(PageId(slot.0), Some(records[slot].seal));
+            lower.arrived(PageId(slot.0), key, Some(records[slot].seal));
+            lower.was_noted(PageId(slot.0));
             placed.insert(*slot, depth);
         }
     }

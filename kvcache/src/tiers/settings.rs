@@ -39,11 +39,20 @@ pub struct LowerConfig {
     pub write: WritePolicy,
     /// Under write-back: copy down the coldest once fewer than this share of the tier above is free.
     pub watermark: f32,
+    /// An earlier run has used these places, and free ones may hold what it left.
+    pub has_past: bool,
 }
 
 impl LowerConfig {
     pub fn new(tier: Tier, pages: u32) -> Self {
-        Self { tier, pages, policy: EvictionKind::default(), write: WritePolicy::default(), watermark: 0.1 }
+        Self {
+            tier,
+            pages,
+            policy: EvictionKind::default(),
+            write: WritePolicy::default(),
+            watermark: 0.1,
+            has_past: false,
+        }
     }
 }
 

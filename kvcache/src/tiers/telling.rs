@@ -39,7 +39,9 @@ impl Tiers {
 
     /// What was drained has not been heard: the next drain begins with `Lost`.
     pub fn lose_events(&mut self) {
-        self.told.insert(0, (Tier::Device, KvChange::Lost { events: 1 }));
+        if self.device.config().events_max > 0 {
+            self.told.insert(0, (Tier::Device, KvChange::Lost { events: 1 }));
+        }
     }
 
     fn numbered(&mut self, tier: Tier, change: KvChange) -> TierEvent {

@@ -167,7 +167,8 @@ impl Tiers {
         if !self.admits(key) {
             return;
         }
-        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, pages.len()) else {
+        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, pages.len(), usize::MAX)
+        else {
             return;
         };
         for (&page, &place) in pages[first..].iter().zip(&places) {
@@ -193,7 +194,8 @@ impl Tiers {
         let ready = host.ready_prefix(from.pages());
         let frames: Vec<PageId> = from.pages()[..ready].to_vec();
         let tokens = &tokens[..ready * self.page_tokens()];
-        let Some((to, first, places)) = self.make_places(tier, key, tokens, ready) else {
+        let most = self.orders_max - self.in_flight;
+        let Some((to, first, places)) = self.make_places(tier, key, tokens, ready, most) else {
             self.give_back(Tier::Host, from);
             return;
         };
@@ -221,7 +223,8 @@ impl Tiers {
         let ready = cold.ready_prefix(source.pages());
         let slots: Vec<PageId> = source.pages()[..ready].to_vec();
         let tokens = &tokens[..ready * self.page_tokens()];
-        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, ready) else {
+        let most = self.orders_max - self.in_flight;
+        let Some((to, first, places)) = self.make_places(Tier::Host, key, tokens, ready, most) else {
             self.give_back(from, source);
             return None;
         };
@@ -259,20 +262,24 @@ impl Tiers {
         key: &TreeKey,
         tokens: &[TokenId],
         pages: usize,
+        most: usize,
     ) -> Option<(Lease, usize, Vec<PageId>)> {
         self.note_gone(tier);
         let lower = self.lower.get_mut(&tier)?;
         let mut lease = lower.index.hold(key, tokens);
         let first = lease.pages().len();
-        let wanted = pages.saturating_sub(first);
+        let wanted = pages.saturating_sub(first).min(most);
         if wanted == 0 {
             lower.index.release(lease, StepId(0));
             return None;
         }
-        let places = lower.index.reserve(wanted.min(lower.index.available())).unwrap_or_default();
+        // A namespace at its quota makes room among its own pages, never among others'.
+        let room = lower.index.admit(key.namespace, wanted);
+        let places = lower.index.reserve(room.min(lower.index.available())).unwrap_or_default();
         let entered = lower.index.publish(&mut lease, tokens, &places, StepId(0)).pages.len();
         lower.index.free(places[entered..].to_vec(), StepId(0));
         self.counters.shed_pages += (wanted - entered) as u64;
+        places[..entered].iter().for_each(|&place| lower.soil(place, key));
         self.note_gone(tier);
         if entered == 0 {
             self.give_back(tier, lease);

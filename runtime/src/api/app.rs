@@ -64,7 +64,7 @@ impl App {
     /// A server that is up and has no model yet.
     pub fn loading(config: ServerConfig, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
-            keys: Keys::new(&config.api_keys, &config.admin_keys, &config.tenants),
+            keys: Keys::new(&config.api_keys, &config.admin_keys, &config.tenants, config.retention),
             entropy: Entropy { base: config.entropy, drawn: AtomicU64::new(0) },
             lanes: Arc::new(Semaphore::new(config.text_lanes.max(1))),
             config,

@@ -46,27 +46,29 @@ pub(crate) struct Keys {
     known: Vec<([u8; 32], Caller)>,
     /// Whether callers without a key are anyone's equal.
     is_open: bool,
+    /// Callers of the default namespace.
+    house: Caller,
 }
 
 impl Keys {
-    /// `keys` open the default namespace, `admin` operates the server.
-    pub fn new(keys: &[String], admin: &[String], tenants: &[TenantKeys]) -> Self {
+    /// `keys` open the default namespace, of which `retention` is kept; `admin` operates the server.
+    pub fn new(keys: &[String], admin: &[String], tenants: &[TenantKeys], retention: Retention) -> Self {
+        let house = Caller { retention, ..Caller::default() };
         let digest = |key: &String| -> [u8; 32] { Sha256::digest(key.as_bytes()).into() };
         let role = if admin.is_empty() { Role::Operator } else { Role::User };
-        let mut known: Vec<_> =
-            keys.iter().map(|key| (digest(key), Caller { role, ..Caller::default() })).collect();
-        known.extend(admin.iter().map(|key| (digest(key), Caller::default())));
+        let mut known: Vec<_> = keys.iter().map(|key| (digest(key), Caller { role, ..house })).collect();
+        known.extend(admin.iter().map(|key| (digest(key), house)));
         for tenant in tenants {
             let (namespace, retention) = (tenant.namespace, tenant.retention);
             let caller = Caller { namespace, retention, role: Role::User };
             known.extend(tenant.keys.iter().map(|key| (digest(key), caller)));
         }
-        Self { is_open: keys.is_empty() && tenants.is_empty(), known }
+        Self { is_open: keys.is_empty() && tenants.is_empty(), known, house }
     }
 
     pub fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.known.is_empty() {
-            return Ok(Caller::default());
+            return Ok(self.house);
         }
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = given.and_then(|value| {
@@ -76,7 +78,7 @@ impl Keys {
         let Some(token) = token else {
             // Only admin keys are set: answers are for all, operating is not.
             return match self.is_open {
-                true => Ok(Caller { role: Role::User, ..Caller::default() }),
+                true => Ok(Caller { role: Role::User, ..self.house }),
                 false => Err(ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY")),
             };
         };
@@ -107,13 +109,13 @@ mod tests {
 
     #[test]
     fn any_of_several_keys_opens_and_nothing_else_does() {
-        let keys = Keys::new(&["one".into(), "two".into()], &[], &[]);
+        let keys = Keys::new(&["one".into(), "two".into()], &[], &[], Retention::Keep);
         assert!(ask(&keys, "Bearer one").is_some() && ask(&keys, "bearer two").is_some());
         for wrong in ["Bearer three", "Bearer on", "Basic one", "one"] {
             assert!(ask(&keys, wrong).is_none());
         }
         assert!(keys.check(&HeaderMap::new()).is_err());
-        assert!(Keys::new(&[], &[], &[]).check(&HeaderMap::new()).is_ok());
+        assert!(Keys::new(&[], &[], &[], Retention::Keep).check(&HeaderMap::new()).is_ok());
     }
 
     #[test]
@@ -123,21 +125,21 @@ mod tests {
             retention: Retention::Nothing,
             keys: vec!["acme".into()],
         };
-        let keys = Keys::new(&["house".into()], &[], std::slice::from_ref(&tenant));
+        let keys = Keys::new(&["house".into()], &[], std::slice::from_ref(&tenant), Retention::Keep);
         let caller = ask(&keys, "Bearer acme").unwrap();
         assert_eq!(
             (caller.namespace, caller.retention, caller.role),
             (NamespaceId(7), Retention::Nothing, Role::User)
         );
         assert_eq!(ask(&keys, "Bearer house").unwrap().role, Role::Operator);
-        let keys = Keys::new(&["house".into()], &["root".into()], &[tenant]);
+        let keys = Keys::new(&["house".into()], &["root".into()], &[tenant], Retention::Keep);
         assert_eq!(ask(&keys, "Bearer house").unwrap().role, Role::User);
         assert_eq!(ask(&keys, "Bearer root").unwrap().role, Role::Operator);
     }
 
     #[test]
     fn with_admin_keys_alone_answers_are_open_and_operating_is_not() {
-        let keys = Keys::new(&[], &["root".into()], &[]);
+        let keys = Keys::new(&[], &["root".into()], &[], Retention::Keep);
         assert_eq!(keys.check(&HeaderMap::new()).unwrap().role, Role::User);
         assert_eq!(ask(&keys, "Bearer root").unwrap().role, Role::Operator);
     }

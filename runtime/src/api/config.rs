@@ -6,6 +6,7 @@ use std::time::Duration;
 use base::Limits;
 
 use crate::api::auth::TenantKeys;
+use crate::storage::Retention;
 
 /// Plain values; the command line fills them.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct ServerConfig {
     pub admin_keys: Vec<String>,
     /// Namespaces beside the default one, with the keys of their users.
     pub tenants: Vec<TenantKeys>,
+    /// Of the default namespace.
+    pub retention: Retention,
     pub limits: Limits,
     /// Open connections; further ones wait in the kernel's backlog.
     pub connections_max: usize,
@@ -49,6 +52,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             admin_keys: Vec::new(),
             tenants: Vec::new(),
+            retention: Retention::Keep,
             limits: Limits::default(),
             connections_max: 8192,
             drain: Duration::from_secs(30),

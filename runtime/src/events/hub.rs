@@ -71,6 +71,11 @@ impl EventHub {
         }
     }
 
+    /// Drops what could be replayed: it names tokens of pages that are to be forgotten.
+    pub(crate) fn forget(&self) {
+        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     pub(super) fn topic(&self) -> &str {
         &self.shared.config.topic
     }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Clock, Generation, NamespaceId, Tier};
-use kvcache::{KvChange, PurgeId, SlotRecord};
+use kvcache::{ColdOutcome, Fault, KvChange, PurgeId, SlotRecord};
 use tokio::sync::oneshot;
 
 use super::{Scheduler, SchedulerConfig};
@@ -206,9 +206,12 @@ impl Driver {
     fn submit_orders(&mut self) {
         let orders = self.scheduler.take_orders();
         let notes = self.scheduler.drain_notes();
-        if let Some(storage) = &mut self.storage {
-            storage.submit(orders);
-            storage.record(notes);
+        let Some(storage) = &mut self.storage else { return };
+        let refused = storage.submit(orders);
+        storage.record(notes);
+        for ticket in refused {
+            let failed = ColdOutcome::Failed(Fault::Unavailable);
+            self.scheduler.answer(ticket, failed, self.clock.now());
         }
     }
 
@@ -227,27 +230,34 @@ impl Driver {
 
     /// Tells those who wait for purges that are done. Nobody is told of one that nobody waits for.
     fn answer_purges(&mut self) {
-        let (scheduler, waiting) = (&mut self.scheduler, std::mem::take(&mut self.purging));
-        for purging in waiting {
-            match scheduler.purge_state(purging.id) {
-                Some(state) if !state.is_done => self.purging.push(purging),
-                Some(state) => {
-                    let remaining = scheduler.remaining(purging.namespace, purging.up_to);
-                    let _ = purging.answer.send(Purged { state, remaining });
+        let is_told = self.storage.as_ref().is_none_or(Storage::has_told_all);
+        for purging in std::mem::take(&mut self.purging) {
+            match self.purged(&purging) {
+                Some(purged) if !purged.state.is_done || !is_told => self.purging.push(purging),
+                Some(purged) => {
+                    self.scheduler.forget_purge(purging.id);
+                    // What subscribers could have replayed names the tokens of pages.
+                    self.events.iter().for_each(EventHub::forget);
+                    let _ = purging.answer.send(purged);
                 }
                 None => {}
             }
         }
     }
 
-    fn inspect(&mut self, namespaces: &[NamespaceId]) -> CacheReport {
+    fn purged(&self, purging: &Purging) -> Option<Purged> {
+        let state = self.scheduler.purge_state(purging.id)?;
+        let remaining = self.scheduler.remaining(purging.namespace, purging.up_to);
+        Some(Purged { state, remaining })
+    }
+
+    fn inspect(&self, namespaces: &[NamespaceId]) -> CacheReport {
         let (tiers, counters) = self.scheduler.tier_report();
-        let open: Vec<PurgeId> = self.purging.iter().map(|purging| purging.id).collect();
         CacheReport {
             tiers,
             counters,
             namespaces: namespaces.iter().map(|&id| (id, self.scheduler.used(id))).collect(),
-            purges: open.into_iter().filter_map(|id| self.scheduler.purge_state(id)).collect(),
+            purges: self.purging.iter().filter_map(|purging| self.purged(purging)).collect(),
             is_settled: self.scheduler.is_settled(),
             storage: self.storage.as_ref().map(Storage::stats).unwrap_or_default(),
         }

@@ -280,9 +280,14 @@ impl Scheduler {
         Some(self.tiers.index(tier)?.dump())
     }
 
-    /// How far a purge is; a finished one is forgotten by this call.
-    pub fn purge_state(&mut self, id: PurgeId) -> Option<PurgeState> {
+    /// How far a purge is.
+    pub fn purge_state(&self, id: PurgeId) -> Option<PurgeState> {
         self.tiers.purge_state(id)
+    }
+
+    /// Forgets a purge that has been reported.
+    pub fn forget_purge(&mut self, id: PurgeId) {
+        self.tiers.forget_purge(id);
     }
 
     /// Drops every cached page that no sequence uses.

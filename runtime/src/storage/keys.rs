@@ -131,30 +131,41 @@ impl Keys {
     fn begin(&self, namespace: &mut Namespace, is_spent: bool) -> Result<(), KeysError> {
         namespace.generation.0 += u64::from(is_spent);
         let data = DataKey::random()?;
+        self.keep(namespace, &data)?;
+        self.ring.insert(namespace.id, namespace.generation, data);
+        Ok(())
+    }
+
+    fn keep(&self, namespace: &Namespace, data: &DataKey) -> Result<(), KeysError> {
         if let Some(store) = &self.store {
             let stored = StoredNamespace {
                 name: namespace.spec.name.clone(),
                 id: namespace.id,
                 generation: namespace.generation,
             };
-            store.put(&stored, &namespace.chain, &data)?;
+            store.put(&stored, &namespace.chain, data)?;
         }
-        self.ring.insert(namespace.id, namespace.generation, data);
         Ok(())
     }
 
     /// Destroys the keys of `id` up to a generation and begins the next; answers with how many sealing
     /// keys are gone. When it returns, nothing of the old generation opens any more.
     pub fn retire(&mut self, id: NamespaceId, up_to: Generation) -> Result<usize, KeysError> {
-        let destroyed = self.ring.destroy(id, up_to);
+        // The file first: if it cannot be written nothing has changed, and the caller hears it.
         if let Some(store) = &self.store {
             store.destroy(id, up_to)?;
         }
+        let destroyed = self.ring.destroy(id, up_to);
         let at = self.namespaces.iter().position(|namespace| namespace.id == id);
         let mut namespace = self.namespaces[at.ok_or(KeysError::Unknown(id))?].clone();
         if namespace.generation <= up_to {
-            namespace.generation = up_to;
-            self.begin(&mut namespace, true)?;
+            namespace.generation = Generation(up_to.0 + 1);
+            let data = DataKey::random()?;
+            if let Err(error) = self.keep(&namespace, &data) {
+                // The old key is gone, which is what was asked; the new one will not survive a restart.
+                tracing::warn!(%error, namespace = namespace.spec.name, "the next key could not be stored");
+            }
+            self.ring.insert(id, namespace.generation, data);
         }
         if let Some(at) = at {
             self.namespaces[at] = namespace;

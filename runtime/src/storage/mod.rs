@@ -20,18 +20,19 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use base::{Clock, FrameId, Tier, bytes_human};
 use kvcache::{
-    ColdOrder, ColdOutcome, ColdWork, EvictionKind, Fault, JournalNote, LowerConfig, SlotRecord, Ticket,
-    WritePolicy,
+    ColdOrder, ColdOutcome, ColdWork, EvictionKind, JournalNote, LowerConfig, SlotRecord, Ticket, WritePolicy,
 };
 use transfer::{
-    ArenaError, DoneSink, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing, NvmeConfig,
-    NvmeTier, ObjectConfig, ObjectTier, OpenError, PageTier, StartWith, TierIoStats,
+    ArenaError, DoneSink, Entry, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing,
+    NvmeConfig, NvmeTier, ObjectConfig, ObjectTier, OpenError, PageTier, StartWith, TierIoStats,
 };
 
 use crate::executor::ExecutorShape;
 use index::Index;
 pub use keys::{DEFAULT, Keys, KeysError, Namespace, NamespaceSpec, Retention};
 
+/// Jobs that may wait in a cold tier: more than the cache has in flight.
+const QUEUE_MAX: usize = 16_384;
 /// Erase and scrub orders that may wait for the scrubber.
 const SCRUBS_MAX: usize = 1024;
 
@@ -107,6 +108,8 @@ pub struct Storage {
     sink: OutcomeSink,
     /// Entries given back by a full journal: the index then knows less than there is.
     unrecorded: u64,
+    /// Purges that a full journal has not heard of yet.
+    forgets: Vec<Entry>,
 }
 
 /// What the scheduler must know of it.
@@ -116,6 +119,8 @@ pub struct Opened {
     /// Pages of an earlier run.
     pub records: Vec<SlotRecord>,
     pub recovery_ns: u64,
+    /// An earlier run used the cold tiers.
+    pub has_past: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -153,6 +158,7 @@ impl Storage {
             shape: StorageShape { page_bytes: shape.page_bytes, layout: layout_of(shape) },
             sink,
             unrecorded: 0,
+            forgets: Vec::new(),
         };
         let is_cold = config.nvme.is_some() || config.object.is_some();
         if config.host.bytes < page {
@@ -168,11 +174,13 @@ impl Storage {
         storage.host = Some(host);
         if let Some((dir, room)) = &config.nvme {
             let slots = storage.open_nvme(dir, room, page, keys, clock, &mut opened)?;
-            opened.lower.push(lower(Tier::Nvme, slots, room, config.eviction));
+            let has_past = opened.has_past;
+            opened.lower.push(LowerConfig { has_past, ..lower(Tier::Nvme, slots, room, config.eviction) });
         }
         if let Some((dir, room)) = &config.object {
             let slots = storage.open_object(dir, room, page, keys, clock, &mut opened)?;
-            opened.lower.push(lower(Tier::Object, slots, room, config.eviction));
+            let has_past = opened.has_past;
+            opened.lower.push(LowerConfig { has_past, ..lower(Tier::Object, slots, room, config.eviction) });
         }
         Ok((storage, opened))
     }
@@ -189,6 +197,7 @@ impl Storage {
         let slots = places(Tier::Nvme, room, page)?;
         let config = NvmeConfig {
             start: if keys.is_kept() { StartWith::WhatIsThere } else { StartWith::Nothing },
+            queue_max: QUEUE_MAX,
             ..NvmeConfig::new(dir, slots, self.shape.page_bytes)
         };
         let host = Arc::clone(self.host.as_ref().expect("opened before the cold tiers"));
@@ -216,7 +225,11 @@ impl Storage {
         if keys.is_kept() && self.journal.is_none() {
             self.open_index(dir, keys.ring(), clock, opened)?;
         }
-        let config = ObjectConfig::new(slots, self.shape.page_bytes);
+        if !keys.is_kept() {
+            // Nobody has their keys any more.
+            let _ = std::fs::remove_dir_all(dir.join("objects"));
+        }
+        let config = ObjectConfig { queue_max: QUEUE_MAX, ..ObjectConfig::new(slots, self.shape.page_bytes) };
         let host = Arc::clone(self.host.as_ref().expect("opened before the cold tiers"));
         let sink = self.done_sink();
         let tier = ObjectTier::open_dir(dir.into(), config, host, keys.ring(), Arc::clone(clock), sink);
@@ -245,6 +258,7 @@ impl Storage {
         let (journal, recovered) = Journal::open(&config, ring, &**clock)
             .map_err(|source| StorageError::Journal { dir: dir.into(), source })?;
         opened.recovery_ns = recovered.took_ns;
+        opened.has_past = recovered.next_tree > 1;
         let (index, records) = Index::recover(recovered);
         opened.records = records;
         self.journal = Some((Arc::new(journal), index));
@@ -256,8 +270,10 @@ impl Storage {
         self.host.clone()
     }
 
-    /// Hands orders to the threads that carry them out. Those that cannot be queued fail at once.
-    pub fn submit(&mut self, orders: Vec<ColdOrder>) {
+    /// Hands orders to the threads that carry them out; answers with those that could not be queued. As a
+    /// value and not through the sink: the caller is who reads what the sink writes.
+    pub fn submit(&mut self, orders: Vec<ColdOrder>) -> Vec<Ticket> {
+        let mut refused = Vec::new();
         let mut by_tier: Vec<(Tier, Vec<ColdOrder>)> = Vec::new();
         for order in orders {
             match by_tier.last_mut() {
@@ -267,44 +283,55 @@ impl Storage {
         }
         for (tier, batch) in by_tier {
             match tier {
-                Tier::Device | Tier::Host => batch.into_iter().for_each(|order| self.scrub(order)),
-                _ => self.submit_cold(tier, batch),
+                Tier::Device | Tier::Host => {
+                    refused.extend(batch.into_iter().filter_map(|order| self.scrub(order)));
+                }
+                _ => self.submit_cold(tier, batch, &mut refused),
             }
         }
+        refused
     }
 
-    fn scrub(&self, order: ColdOrder) {
+    fn scrub(&self, order: ColdOrder) -> Option<Ticket> {
         let refused = match (order.work, &self.scrubber) {
             (ColdWork::ScrubFrames { frames }, Some(scrubber)) => {
                 scrubber.try_send((order.ticket, frames)).is_err()
             }
             _ => true,
         };
-        if refused {
-            (self.sink)(order.ticket, ColdOutcome::Failed(Fault::Unavailable));
-        }
+        refused.then_some(order.ticket)
     }
 
-    fn submit_cold(&self, tier: Tier, batch: Vec<ColdOrder>) {
+    fn submit_cold(&self, tier: Tier, batch: Vec<ColdOrder>, refused: &mut Vec<Ticket>) {
         let jobs =
             batch.into_iter().map(|order| orders::job(order, &self.shape.layout, self.shape.page_bytes));
         let jobs: Vec<transfer::Job> = jobs.collect();
-        let refused = match self.tiers.iter().find(|of| of.tier() == tier) {
+        let left = match self.tiers.iter().find(|of| of.tier() == tier) {
             Some(of) => of.submit(jobs).err().unwrap_or_default(),
             None => jobs,
         };
-        for job in refused {
-            (self.sink)(Ticket(job.ticket()), ColdOutcome::Failed(Fault::Unavailable));
-        }
+        refused.extend(left.iter().map(|job| Ticket(job.ticket())));
     }
 
     /// Records what the index must know after a restart.
     pub fn record(&mut self, notes: Vec<JournalNote>) {
         let Some((journal, index)) = &mut self.journal else { return };
-        let entries = index.entries(notes);
+        let mut entries = std::mem::take(&mut self.forgets);
+        entries.extend(index.entries(notes));
+        if entries.is_empty() {
+            return;
+        }
         if let Err(refused) = journal.submit(entries) {
             self.unrecorded += refused.len() as u64;
+            // A page that is not recorded is computed again; a namespace that is not forgotten comes back.
+            let is_forget = |entry: &Entry| matches!(entry, Entry::DropNamespace { .. });
+            self.forgets = refused.into_iter().filter(is_forget).collect();
         }
+    }
+
+    /// Whether the journal has been told of every purge.
+    pub fn has_told_all(&self) -> bool {
+        self.forgets.is_empty()
     }
 
     /// The cold tiers, for whoever counts what they do.

@@ -266,9 +266,13 @@ impl Shared {
             self.see(writer);
             // Entries lost since the last flush are that flush's to report.
             failed = failed.or(done.err());
+            let mut has_told = false;
             for answer in waiting {
                 let told = failed.as_ref().map(|e| io::Error::new(e.kind(), e.to_string()));
                 let _ = answer.send(told.map_or(Ok(()), Err));
+                has_told = true;
+            }
+            if has_told {
                 failed = None;
             }
         }
