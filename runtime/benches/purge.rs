@@ -62,14 +62,15 @@ fn main() {
     let engine = engine(dir.path(), Arc::clone(&clock));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
+        warm(&engine).await;
         let rate = capacity(&engine, &*clock).await / 2.0;
         println!("half load: {rate:.0} requests/s of {PROMPT_TOKENS} in, {ANSWER_TOKENS} out");
         let length = Duration::from_secs(seconds);
         let (mut quiet, mut purged) = (Vec::new(), Vec::new());
         for round in 0..rounds {
-            let mut without = window(&engine, &clock, rate, length, round, None).await;
+            let mut without = window(&engine, &clock, rate, length, 2 * round, None).await;
             let victim = round % TENANTS;
-            let mut with = window(&engine, &clock, rate, length, round, Some(victim)).await;
+            let mut with = window(&engine, &clock, rate, length, 2 * round + 1, Some(victim)).await;
             quiet.push((without.p99_ms(), without.hit_rate()));
             purged.push((with.p99_ms(), with.hit_rate()));
         }
@@ -118,10 +119,28 @@ fn engine(dir: &Path, clock: Arc<dyn Clock>) -> Engine {
     Engine::start_tiered(executor, config, &storage, keys, None, clock).expect("an engine").0
 }
 
-/// A conversation of a tenant, a little different at its end each time.
+/// Every conversation of every tenant once.
+async fn warm(engine: &Engine) {
+    let mut rng = SplitMix::new(5);
+    for tenant in 0..TENANTS {
+        let of_tenant: Vec<_> = (0..PROMPTS)
+            .map(|prompt| engine.submit(conversation(engine, tenant, prompt, &mut rng)).expect("admitted"))
+            .collect();
+        for mut one in of_tenant {
+            while one.next().await.is_some() {}
+        }
+    }
+}
+
+/// Any conversation of any tenant.
 fn request(engine: &Engine, rng: &mut SplitMix) -> Request {
-    let tenant = rng.below(TENANTS);
-    let mut words = SplitMix::new(tenant * PROMPTS + rng.below(PROMPTS));
+    let (tenant, prompt) = (rng.below(TENANTS), rng.below(PROMPTS));
+    conversation(engine, tenant, prompt, rng)
+}
+
+/// A conversation of a tenant, different at its end each time.
+fn conversation(engine: &Engine, tenant: u64, prompt: u64, rng: &mut SplitMix) -> Request {
+    let mut words = SplitMix::new(tenant * PROMPTS + prompt);
     let mut prompt: Vec<u32> = (0..PROMPT_TOKENS).map(|_| words.below(u64::from(VOCAB)) as u32).collect();
     prompt.extend((0..24).map(|_| rng.below(u64::from(VOCAB)) as u32));
     Request {
