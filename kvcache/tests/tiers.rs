@@ -104,6 +104,39 @@ fn a_purged_namespace_is_gone_from_every_tree_and_the_others_are_not() {
 }
 
 #[test]
+fn an_erasure_that_fails_is_said_and_tried_again_by_the_next_purge() {
+    let setup = Setup {
+        device: 16,
+        host: 16,
+        nvme: 16,
+        object: 0,
+        write: WritePolicy::WriteThrough,
+        policy: EvictionKind::Lru,
+        tenants: 1,
+        names: Names::Whole,
+    };
+    let mut world = World::new(setup, 3);
+    world.arrive();
+    world.finish_one();
+    world.settle();
+    world.purge_tenant(0);
+    world.refuses_to_erase = true;
+    world.settle();
+    let state = world.tiers.purge_state(world.purges[0]).unwrap();
+    let below = state.tiers.iter().filter(|t| t.tier != Tier::Device);
+    assert!(state.is_done && below.clone().all(|t| t.erasure.failed == t.erasure.pages), "{state:?}");
+    assert!(below.clone().all(|t| t.erasure.pages > 0));
+    world.purges.clear();
+    world.purge_tenant(0);
+    world.refuses_to_erase = false;
+    world.settle();
+    let state = world.tiers.purge_state(world.purges[0]).unwrap();
+    let below = state.tiers.iter().filter(|t| t.tier != Tier::Device);
+    assert!(below.clone().all(|t| t.erasure.failed == 0 && t.erasure.verified > 0), "{state:?}");
+    world.wind_up();
+}
+
+#[test]
 fn what_left_a_tree_is_not_remembered_by_its_tokens() {
     let config = CacheConfig::new(4, 16);
     let mut cache = Cache::new(config);

@@ -61,6 +61,7 @@ pub struct World {
     pub purges: Vec<PurgeId>,
     pub seals: u64,
     pub has_restarted: bool,
+    pub refuses_to_erase: bool,
     pub hits: [usize; 3],
 }
 
@@ -105,6 +106,7 @@ impl World {
             purges: Vec::new(),
             seals: 0,
             has_restarted: false,
+            refuses_to_erase: false,
             hits: [0; 3],
         }
     }
@@ -252,6 +254,10 @@ impl World {
 
     pub fn carry_out(&mut self, order: &ColdOrder) -> ColdOutcome {
         let luck = self.below(12);
+        let erases = matches!(order.work, ColdWork::Erase { .. } | ColdWork::ScrubFrames { .. });
+        if erases && self.refuses_to_erase {
+            return ColdOutcome::Failed(Fault::Unavailable);
+        }
         match &order.work {
             ColdWork::Store { frame, label } => {
                 let content = self.frames[frame.0 as usize].clone();
@@ -380,11 +386,8 @@ impl World {
         self.tiers.drain_events();
     }
 
-    /// Everything ends; every purge must come to its end and leave nothing of what it purged.
-    pub fn wind_up(&mut self) {
-        while !self.sequences.is_empty() {
-            self.finish_one();
-        }
+    /// Steps and orders until nothing is left to do.
+    pub fn settle(&mut self) {
         for _ in 0..200 {
             self.run_step();
             self.pending.extend(self.tiers.take_orders());
@@ -394,6 +397,14 @@ impl World {
             }
             self.record_notes();
         }
+    }
+
+    /// Everything ends; every purge must come to its end and leave nothing of what it purged.
+    pub fn wind_up(&mut self) {
+        while !self.sequences.is_empty() {
+            self.finish_one();
+        }
+        self.settle();
         self.tiers.check().expect("the integrity law holds in every tier");
         assert_eq!(self.tiers.in_flight(), 0);
         for id in std::mem::take(&mut self.purges) {

