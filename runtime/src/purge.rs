@@ -196,7 +196,7 @@ fn line(of: &TierErasure, purged: &Purged, page_bytes: u64, is_recorded: bool) -
 fn method(tier: Tier) -> &'static str {
     match tier {
         Tier::Device => "overwritten with zeros by the executor, read back",
-        Tier::Host => "overwritten with zeros, free frames included, read back",
+        Tier::Host => "overwritten with zeros, frames of earlier evictions included, read back",
         Tier::Nvme => "data key destroyed; slots released to the file system or overwritten, read back",
         Tier::Object => "data key destroyed; objects deleted, looked up again",
     }

@@ -135,7 +135,7 @@ impl Tiers {
         if run.target > Tier::Host {
             self.note_stored(&run, arrived);
         }
-        let Run { key, tokens, source, target, to, first, places, failed, fault, prefetch, onward, .. } = run;
+        let Run { key, tokens, source, target, to, first, places, failed, fault, prefetch, .. } = run;
         self.give_back(target, to);
         let from = source.as_ref().map(|(tier, _)| *tier);
         if let Some((tier, lease)) = source {
@@ -154,14 +154,14 @@ impl Tiers {
         }
         if target == Tier::Host && arrived > 0 {
             let tokens = &tokens[..(first + arrived) * self.page_tokens()];
-            self.go_on(&key, tokens, from, onward);
+            self.go_on(&key, tokens, from);
         }
     }
 
     /// Pages have reached host memory: write-through tiers below get them, too.
-    fn go_on(&mut self, key: &TreeKey, tokens: &[TokenId], from: Option<Tier>, onward: Option<Tier>) {
+    fn go_on(&mut self, key: &TreeKey, tokens: &[TokenId], from: Option<Tier>) {
         for tier in self.cold_tiers() {
-            let is_due = self.writes(tier) == Some(WritePolicy::WriteThrough) || onward == Some(tier);
+            let is_due = self.writes(tier) == Some(WritePolicy::WriteThrough);
             if is_due && from != Some(tier) {
                 self.store(tier, key, tokens);
             }

@@ -34,8 +34,6 @@ pub(super) struct Run {
     /// For a save: the step that does it, once that is known.
     pub step: Option<StepId>,
     pub prefetch: Option<PrefetchId>,
-    /// Where to go on to once the pages are in host memory.
-    pub onward: Option<Tier>,
 }
 
 impl Run {
@@ -61,7 +59,6 @@ impl Run {
             fault: None,
             step: None,
             prefetch: None,
-            onward: None,
         }
     }
 
