@@ -9,6 +9,9 @@ use crate::forest::Forest;
 use crate::node::{NodeId, Tree};
 use crate::store::PageStore;
 
+/// Leaves at the front of the order that are looked at before a namespace's own.
+const FRONT: usize = 64;
+
 /// A page taken out of its tree.
 pub(crate) struct Dropped {
     pub page: PageId,
@@ -27,16 +30,28 @@ impl Forest {
         dropped
     }
 
-    /// As [`Forest::evict`], but only from the trees that `of` picks. Scans the order, so it is for a
-    /// namespace at its quota, not for every day.
+    /// As [`Forest::evict`], but only from the trees that `of` picks: a namespace at its quota.
     pub fn evict_of(&mut self, n: usize, of: impl Fn(&TreeKey) -> bool) -> Vec<Dropped> {
         let mut dropped = Vec::with_capacity(n);
         while dropped.len() < n {
-            let is_meant = |id: &NodeId| of(&self.tree_of(*id).key);
-            let Some(id) = self.evictor.candidates().map(|(_, id)| id).find(is_meant) else { break };
+            let Some(id) = self.first_of(&of) else { break };
             self.evict_leaf(id, n, &mut dropped);
         }
         dropped
+    }
+
+    /// The leaf that the policy puts first among those of the trees that `of` picks. It is near the front of
+    /// everyone's order, or is looked for among the trees' own nodes: a namespace whose leaves are all held
+    /// must not make others wait for a walk over theirs.
+    fn first_of(&self, of: impl Fn(&TreeKey) -> bool) -> Option<NodeId> {
+        let is_meant = |id: &NodeId| of(&self.tree_of(*id).key);
+        let front = self.evictor.candidates().take(FRONT).map(|(_, id)| id).find(is_meant);
+        front.or_else(|| {
+            let own = self.trees.iter().filter(|(_, tree)| tree.pages > 0 && of(&tree.key));
+            let leaves = own.flat_map(|(_, tree)| tree.nodes.iter().copied());
+            let leaves = leaves.filter(|&id| self.node(id).is_candidate());
+            leaves.min_by_key(|&id| (self.node(id).rank, id))
+        })
     }
 
     /// Takes pages off the end of a leaf until `dropped` has `n`.

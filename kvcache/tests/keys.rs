@@ -56,3 +56,39 @@ fn clearing_one_key_leaves_the_others() {
     assert_eq!(cache.peek(&others()[0], &tokens(&[1, 2])), 32);
     assert_eq!(cache.peek(&others()[1], &tokens(&[1, 2])), 32);
 }
+
+#[test]
+fn a_namespace_at_its_quota_gives_up_its_own_leaves_however_far_back_they_stand() {
+    let mut cache = cache(256);
+    let other = TreeKey { namespace: NamespaceId(2), ..key() };
+    // A hundred leaves of somebody else, all colder than ours.
+    for page in 100..200 {
+        let lease = serve_as(&mut cache, &other, &[page]);
+        cache.release(lease, STEP);
+    }
+    warm(&mut cache, &[1]);
+    warm(&mut cache, &[2]);
+    cache.set_quota(NamespaceId(1), Some(2));
+    warm(&mut cache, &[3]);
+    assert_eq!([1, 2, 3].map(|p| super::common::cached(&cache, &[p])), [0, 1, 1], "the coldest of its own");
+    assert_eq!((cache.used(NamespaceId(1)), cache.used(NamespaceId(2))), (2, 100));
+}
+
+#[test]
+fn a_namespace_at_its_quota_with_all_leaves_held_caches_no_more_and_takes_nothing() {
+    let mut cache = cache(256);
+    let other = TreeKey { namespace: NamespaceId(2), ..key() };
+    for page in 100..200 {
+        let lease = serve_as(&mut cache, &other, &[page]);
+        cache.release(lease, STEP);
+    }
+    let held = serve(&mut cache, &[1]);
+    cache.set_quota(NamespaceId(1), Some(1));
+    let tokens = tokens(&[2]);
+    let mut lease = cache.lease(&key(), &tokens);
+    let pages = cache.reserve(1).unwrap();
+    cache.publish(&mut lease, &tokens, &pages, STEP);
+    sound(&cache, &[&held, &lease]);
+    assert_eq!(cached(&cache, &[2]), 0);
+    assert_eq!((cache.used(NamespaceId(1)), cache.used(NamespaceId(2))), (1, 100));
+}
