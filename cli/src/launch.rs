@@ -12,8 +12,7 @@ use std::thread::JoinHandle;
 
 use base::{Clock, NamespaceKey};
 use clap::{CommandFactory, FromArgMatches};
-use kernels::cpu::{CpuBackend, CpuOptions};
-use kernels::{Backend, BackendInfo, KvType, WeightForm};
+use kernels::{KvType, WeightForm};
 use runtime::api::{App, ServerConfig, TenantKeys, os_entropy};
 use runtime::engine::{Engine, StartError};
 use runtime::events::{EventHub, EventServer};
@@ -29,9 +28,10 @@ use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
 use runtime::text::Text;
 use transfer::NodeSigner;
 
+use crate::backend::{self, Kind, Opened};
 use crate::demo;
 use crate::failure::{Exit, Failure};
-use crate::flags::{self, CacheOptions, EngineFlags, ModelOptions, Room, ServerOptions, TierOptions};
+use crate::flags::{self, CacheOptions, EngineFlags, GpuOptions, ModelOptions, Room, ServerOptions, TierOptions};
 use crate::http::Endpoint;
 use crate::progress::LoadProgress;
 use crate::version;
@@ -71,6 +71,7 @@ pub struct Launch {
     pub source: Source,
     pub server: ServerOptions,
     model: ModelOptions,
+    gpu: GpuOptions,
     cache: CacheOptions,
     tiers: TierOptions,
     schedule: SchedulerConfig,
@@ -96,8 +97,8 @@ impl Launch {
         let options = flags.model.meant();
         let source = match (model, options.executor) {
             (_, flags::Engine::Sim) => Source::Sim,
-            (Some(path), flags::Engine::Cpu) => Source::Path(path.to_owned()),
-            (None, flags::Engine::Cpu) => Source::Demo,
+            (Some(path), _) => Source::Path(path.to_owned()),
+            (None, _) => Source::Demo,
         };
         let mut schedule = flags.schedule.meant(server.limits.requests_max, &cache);
         let tiers = flags.tiers.meant(cache.eviction.into())?;
@@ -108,7 +109,8 @@ impl Launch {
         let tenants = tenants(&keys);
         let signer = signer(tiers.sign_key.as_deref())?;
         let secrets = Arc::new(Mutex::new(Some((keys, signer))));
-        Ok(Self { source, server, model: options, cache, tiers, schedule, secrets, tenants })
+        let gpu = flags.gpu.meant();
+        Ok(Self { source, server, model: options, gpu, cache, tiers, schedule, secrets, tenants })
     }
 
     /// The demo as `quire up` starts it, on a free port.
@@ -179,9 +181,9 @@ impl Launch {
                 let files = demo::files().ok_or_else(|| {
                     Failure::new(Exit::Model, "this build has no demo model").hint("use `quire serve MODEL`")
                 })?;
-                self.cpu(&files, clock, out)?
+                self.model(&files, clock, out)?
             }
-            Source::Path(path) => self.cpu(&open(path)?, clock, out)?,
+            Source::Path(path) => self.model(&open(path)?, clock, out)?,
         };
         let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (keys, signer) = secrets.ok_or_else(|| Failure::failed("a replica is started once"))?;
@@ -246,27 +248,29 @@ impl Launch {
         Ok((Box::new(executor), text))
     }
 
-    fn cpu(
+    fn model(
         &self,
         files: &ModelFiles,
         clock: &Arc<dyn Clock>,
         out: &mut dyn Write,
     ) -> Result<(Box<dyn Executor>, Text), Failure> {
         let text = Text::load(files).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
-        let best = CpuOptions::default();
-        let options = CpuOptions { threads: self.model.threads.unwrap_or(best.threads), ..best };
-        let backend = CpuBackend::new(options).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
-        let info = backend.info();
-        let before = model::available();
-        let loaded = model::load(files, &self.load_options(), Box::new(backend), &mut LoadProgress::new())
+        // The demo is small: the CPU serves it wherever it is tried.
+        let engine = match (&self.source, self.model.executor) {
+            (Source::Demo, flags::Engine::Auto) => flags::Engine::Cpu,
+            (_, engine) => engine,
+        };
+        let Opened { backend, what, kind } = backend::open(engine, self.model.threads, &self.gpu)?;
+        let before = backend.free_bytes().map(base::Bytes).or_else(model::available);
+        let loaded = model::load(files, &self.load_options(kind), backend, &mut LoadProgress::new())
             .map_err(|e| refused(&e))?;
         // A plan that cannot be shown does not stop the start.
-        let _ = out.write_all(plan(&loaded.memory, before, &info).as_bytes());
+        let _ = out.write_all(plan(&loaded.memory, before, &what).as_bytes());
         let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
         Ok((Box::new(executor), text))
     }
 
-    fn load_options(&self) -> LoadOptions {
+    fn load_options(&self, kind: Kind) -> LoadOptions {
         use flags::{Dtype, KvDtype, Quantize};
         let weights = match (self.model.quantize, self.model.dtype) {
             (Quantize::Q8, _) => WeightChoice::As(WeightForm::Q8),
@@ -293,6 +297,7 @@ impl Launch {
                 (Room::Pages(pages), _) => PoolSize::Pages(pages),
                 (Room::Memory(bytes), _) => PoolSize::Bytes(bytes),
                 (Room::Auto, Source::Demo) => PoolSize::Bytes(DEMO_KV),
+                (Room::Auto, _) if kind == Kind::Cuda => PoolSize::Fraction(self.gpu.share),
                 (Room::Auto, _) => PoolSize::Fraction(KV_SHARE),
             },
             step_tokens: self.schedule.step_tokens,
@@ -382,18 +387,16 @@ fn refused(error: &ModelError) -> Failure {
 
 /// What takes memory, and what is left of what was free `before`: KV pages are touched only when used, so
 /// asking now would count them as free.
-fn plan(memory: &MemoryPlan, before: Option<base::Bytes>, backend: &BackendInfo) -> String {
+fn plan(memory: &MemoryPlan, before: Option<base::Bytes>, compute: &str) -> String {
     let left = before.map(|free| base::Bytes(free.0.saturating_sub(memory.total().0)));
     let left = left.map_or_else(|| "unknown".into(), |b| b.to_string());
     format!(
-        "compute:      {} threads, {}\n\
+        "compute:      {compute}\n\
          memory:       {}\n\
          \x20 weights     {}\n\
          \x20 KV pages    {} ({} pages of {} tokens, {} tokens in all)\n\
          \x20 buffers     {}\n\
          \x20 headroom    {left}\n",
-        backend.threads,
-        backend.isa,
         memory.total(),
         memory.weights,
         memory.kv_pages,

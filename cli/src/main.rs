@@ -4,6 +4,7 @@
 //! settings, errors, exit codes — is held by golden files in `tests/`.
 
 mod args;
+mod backend;
 mod bench;
 mod cache;
 mod chat;

@@ -71,6 +71,17 @@ pub struct RopeTable {
     pub positions: usize,
 }
 
+impl RopeTable {
+    /// Cosine and sine of each pair at `position`.
+    pub(crate) fn angles(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+        for ((c, s), freq) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
+            let (sine, cosine) = (position as f64 * freq).sin_cos();
+            *c = (cosine * self.magnitude) as f32;
+            *s = (sine * self.magnitude) as f32;
+        }
+    }
+}
+
 /// Parameters of [`Backend::rope_store`].
 #[derive(Clone, Copy, Debug)]
 pub struct RopeStore {

@@ -159,7 +159,12 @@ fn cuda(places: &[PathBuf], device: &Path) -> Check {
             format!("{} exists, {CUDA} does not", device.display()),
             "install the NVIDIA driver's libraries, or give them to the container",
         ),
-        (Some(path), _) => Check::ok("cuda", format!("{}; this version runs on the CPU", path.display())),
+        (Some(path), true) => Check::ok("cuda", format!("{}", path.display())),
+        (Some(path), false) => Check::warn(
+            "cuda",
+            format!("{}, but no {}", path.display(), device.display()),
+            "give the device to the container (--gpus all), or load the driver's kernel module",
+        ),
     }
 }
 

@@ -5,6 +5,7 @@
 //! environment variable. Names and meanings are vLLM's where vLLM has them.
 
 mod cache;
+mod gpu;
 mod log;
 mod model;
 mod schedule;
@@ -12,6 +13,7 @@ mod server;
 mod tiers;
 
 pub use cache::{CacheFlags, CacheOptions, KvDtype, Room};
+pub use gpu::{Determinism, GpuFlags, GpuOptions, Graphs};
 pub use log::{LogFlags, LogFormat};
 pub use model::{Dtype, Engine, LoadFormat, ModelFlags, ModelOptions, Quantize};
 pub use schedule::ScheduleFlags;
@@ -27,6 +29,8 @@ pub struct EngineFlags {
     pub server: ServerFlags,
     #[command(flatten)]
     pub model: ModelFlags,
+    #[command(flatten)]
+    pub gpu: GpuFlags,
     #[command(flatten)]
     pub cache: CacheFlags,
     #[command(flatten)]

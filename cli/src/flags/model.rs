@@ -39,7 +39,10 @@ pub enum LoadFormat {
 /// What runs the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
+    /// The GPU where there is one, else the CPU
+    Auto,
     Cpu,
+    Cuda,
     /// No model at all: tokens are a function of the prompt, at once; for benches of the front end
     Sim,
 }
@@ -65,7 +68,7 @@ pub struct ModelFlags {
     #[arg(long, value_name = "N", env = "QUIRE_SEED", hide_env_values = true)]
     pub seed: Option<u64>,
     /// What runs the steps
-    #[arg(long, value_enum, env = "QUIRE_EXECUTOR", hide_env_values = true, default_value = "cpu")]
+    #[arg(long, value_enum, env = "QUIRE_EXECUTOR", hide_env_values = true, default_value = "auto")]
     pub executor: Engine,
     /// Compute threads, each pinned to a core [default: one a core]
     #[arg(long, value_name = "N", env = "QUIRE_THREADS", hide_env_values = true,

@@ -44,11 +44,7 @@ impl RopeAngles {
         let rows = self.memory.as_mut_slice::<f32>();
         for position in self.filled..end {
             let (cos, sin) = rows[position * 2 * pairs..][..2 * pairs].split_at_mut(pairs);
-            for ((c, s), freq) in cos.iter_mut().zip(sin).zip(&self.table.inv_freq) {
-                let (sine, cosine) = (position as f64 * freq).sin_cos();
-                *c = (cosine * self.table.magnitude) as f32;
-                *s = (sine * self.table.magnitude) as f32;
-            }
+            self.table.angles(position, cos, sin);
         }
         self.filled = self.filled.max(end);
     }
