@@ -25,11 +25,39 @@ pub struct BufferId(pub(crate) usize);
 /// What runs the ops, for the log, `quire doctor` and bench results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendInfo {
-    /// `reference` or `cpu`.
+    /// `reference`, `cpu` or `cuda`.
     pub name: &'static str,
     /// `f64`, `avx512-bf16-vnni`, `avx2-fma`, `portable`, …
     pub isa: &'static str,
     pub threads: usize,
+}
+
+/// How exactly a buffer must hold its values; a backend may hold [`Precision::Half`] in bf16.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Precision {
+    /// f32 everywhere: the residual stream, logits.
+    Full,
+    /// What goes into and comes out of a linear op.
+    Half,
+}
+
+/// The largest step that will come, told once before anything is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepLimits {
+    pub rows: usize,
+    pub seqs: usize,
+    pub positions: usize,
+}
+
+/// Whether the ops of a step have to be issued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replay {
+    /// Issue them.
+    Run,
+    /// Issue them, then say [`Backend::recorded`]: the next step like this one is replayed.
+    Record,
+    /// They have run.
+    Done,
 }
 
 /// Rotary frequencies: dimension pair `i` of `0..inv_freq.len()` turns by `position * inv_freq[i]`.
@@ -66,17 +94,39 @@ pub trait Backend: Send {
     /// Stacks `parts` (each one row) into one f32 vector.
     fn vector(&mut self, parts: &[HostTensor<'_>]) -> Result<VectorId, KernelError>;
     fn rope_table(&mut self, table: &RopeTable) -> Result<RopeId, KernelError>;
-    /// A buffer of at most `rows_max` rows of `cols` f32.
-    fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError>;
+    /// Before anything is made; a backend that plans nothing ahead ignores it.
+    fn limits(&mut self, _limits: StepLimits) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// A buffer of at most `rows_max` rows of `cols` values.
+    fn buffer(&mut self, rows_max: usize, cols: usize, precision: Precision)
+    -> Result<BufferId, KernelError>;
     /// Allocates the page pool; once.
     fn kv_pool(&mut self, shape: KvShape) -> Result<(), KernelError>;
     /// Bytes held by weights so far.
     fn weight_bytes(&self) -> u64;
+    /// Bytes that can still be allocated on a device with memory of its own; `None` = it is the host's.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+    /// Rows of logits that are computed at once: reading the head's weights again costs more than the memory
+    /// where there is much of it.
+    fn logit_rows(&self) -> usize {
+        64
+    }
+    /// Pages will be copied from and to these `bytes`, which stay mapped as long as the backend lives.
+    fn pin_host(&self, _start: *const u8, _bytes: usize) {}
 
     // ---- step
 
     /// Starts a step. The batch is copied; workers wake.
     fn begin(&mut self, batch: &Batch<'_>);
+    /// Whether the ops up to the logits of `wanted` rows were recorded in a step like this one.
+    fn replay(&mut self, _wanted: usize) -> Replay {
+        Replay::Run
+    }
+    /// All ops of a step that answered [`Replay::Record`] have been issued; now they run.
+    fn recorded(&mut self) {}
     /// `out[r] = table[token_r]`.
     fn embed(&mut self, table: LinearId, out: BufferId);
     /// `out = rmsnorm(x) * weight`.
@@ -109,8 +159,8 @@ pub trait Backend: Send {
     fn page_copy(&mut self, pairs: &[(u32, u32)]);
     /// Overwrites whole pages with zeros.
     fn page_zero(&mut self, pages: &[u32]);
-    /// True if every byte of these pages is zero.
-    fn page_scan(&self, pages: &[u32]) -> bool;
+    /// Those of `pages` that hold a byte other than zero.
+    fn page_unclean(&self, pages: &[u32]) -> Vec<u32>;
     /// The raw bytes of one page, for tiers and tests.
     fn page_read(&self, page: u32) -> Vec<u8>;
     /// As [`Backend::page_read`], into `out`, which is as long as a page.

@@ -14,6 +14,7 @@ pub mod attention;
 pub mod backend;
 pub mod batch;
 pub mod cpu;
+pub mod cuda;
 mod error;
 mod exp;
 pub mod mapped;
@@ -22,7 +23,10 @@ pub mod sample;
 pub mod tensor;
 
 pub use attention::{ATTENTION_TILE, AttentionShape};
-pub use backend::{Backend, BackendInfo, BufferId, LinearId, RopeId, RopeStore, RopeTable, VectorId};
+pub use backend::{
+    Backend, BackendInfo, BufferId, LinearId, Precision, Replay, RopeId, RopeStore, RopeTable, StepLimits,
+    VectorId,
+};
 pub use batch::{Batch, SeqSpan};
 pub use error::KernelError;
 pub use sample::{History, SampleRow, Sampled, SamplingParams};

@@ -3,7 +3,9 @@
 use base::SplitMix;
 use proptest::prelude::*;
 use quire_kernels::cpu::Isa;
-use quire_kernels::{AttentionShape, Backend, Batch, BufferId, KvShape, KvType, RopeStore, SeqSpan};
+use quire_kernels::{
+    AttentionShape, Backend, Batch, BufferId, KvShape, KvType, Precision, RopeStore, SeqSpan,
+};
 
 use crate::support::*;
 
@@ -65,8 +67,8 @@ impl World {
             tables[s].extend(next.next());
         }
         let most = steps.iter().map(|s| s.iter().map(|r| r.2).sum()).max().unwrap_or(0);
-        let qkv = b.buffer(most, self.shape.qkv_cols()).unwrap();
-        let out = b.buffer(most, self.shape.q_cols()).unwrap();
+        let qkv = b.buffer(most, self.shape.qkv_cols(), Precision::Full).unwrap();
+        let out = b.buffer(most, self.shape.q_cols(), Precision::Full).unwrap();
         let mut outputs: Vec<Vec<f32>> = vec![Vec::new(); self.rows.len()];
         for runs in steps {
             let got = self.step(&mut *b, runs, &tables, (qkv, out));

@@ -4,8 +4,8 @@ use base::SplitMix;
 use proptest::prelude::*;
 use quire_kernels::cpu::Isa;
 use quire_kernels::{
-    AttentionShape, Backend, Batch, BufferId, KvShape, KvType, LinearId, RopeId, RopeStore, RopeTable,
-    SeqSpan, VectorId, WeightForm,
+    AttentionShape, Backend, Batch, BufferId, KvShape, KvType, LinearId, Precision, RopeId, RopeStore,
+    RopeTable, SeqSpan, VectorId, WeightForm,
 };
 
 use crate::support::*;
@@ -71,7 +71,7 @@ impl Model {
         let (kv_heads, head_dim) = (SHAPE.kv_heads, SHAPE.head_dim);
         b.kv_pool(KvShape { pages: PAGES, page_tokens, layers: LAYERS, kv_heads, head_dim, kind }).unwrap();
         let cols = [HIDDEN, HIDDEN, SHAPE.qkv_cols(), SHAPE.q_cols(), HIDDEN, 2 * INNER, INNER, VOCAB];
-        let buffers = cols.map(|c| b.buffer(ROWS_MAX, c).unwrap());
+        let buffers = cols.map(|c| b.buffer(ROWS_MAX, c, Precision::Full).unwrap());
         Self { backend, embed, head, norm, layers, rope, buffers }
     }
 

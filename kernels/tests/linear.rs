@@ -2,7 +2,7 @@
 
 use base::SplitMix;
 use expect_test::expect;
-use quire_kernels::{HostTensor, HostType, WeightForm};
+use quire_kernels::{HostTensor, HostType, Precision, WeightForm};
 
 use crate::support::*;
 
@@ -22,7 +22,7 @@ fn run(
     let mut b = maker.make();
     let (x, w) = (filled(&mut *b, x, rows), load(&mut *b, w, out, form));
     let bias = bias.map(|bias| load_vector(&mut *b, bias));
-    let y = b.buffer(rows, out).unwrap();
+    let y = b.buffer(rows, out, Precision::Full).unwrap();
     step(&mut *b, rows, |b| b.linear(x, w, bias, y));
     b.read(y)
 }
@@ -110,7 +110,7 @@ fn parts_stack_along_their_rows() {
         let stacked = b.linear_weight(&tensors, WeightForm::Bf16).unwrap();
         let single = load(&mut *b, &whole, 64, WeightForm::Bf16);
         let x = filled(&mut *b, &x, 1);
-        let (y, z) = (b.buffer(1, 64).unwrap(), b.buffer(1, 64).unwrap());
+        let (y, z) = (b.buffer(1, 64, Precision::Full).unwrap(), b.buffer(1, 64, Precision::Full).unwrap());
         step(&mut *b, 1, |b| {
             b.linear(x, stacked, None, y);
             b.linear(x, single, None, z);

@@ -1,7 +1,7 @@
 //! Rotation, per-head norms and the store into pages, against the reference.
 
 use base::SplitMix;
-use quire_kernels::{AttentionShape, Batch, KvShape, KvType, RopeStore, RopeTable, SeqSpan};
+use quire_kernels::{AttentionShape, Batch, KvShape, KvType, Precision, RopeStore, RopeTable, SeqSpan};
 
 use crate::support::*;
 
@@ -61,8 +61,8 @@ impl Case {
         let norm = self
             .norms
             .then(|| (load_vector(&mut *b, &norms[..self.dim]), load_vector(&mut *b, &norms[self.dim..])));
-        let x = b.buffer(ROWS, shape.qkv_cols()).unwrap();
-        let out = b.buffer(ROWS, shape.q_cols()).unwrap();
+        let x = b.buffer(ROWS, shape.qkv_cols(), Precision::Full).unwrap();
+        let out = b.buffer(ROWS, shape.q_cols(), Precision::Full).unwrap();
         // The window hides everything before the run, so three pages are enough for any start.
         let page_table: Vec<u32> = (0..pages as u32).map(|p| p % 3).collect();
         let span = SeqSpan { row: 0, rows: ROWS as u32, start: self.start as u32, table: 0 };

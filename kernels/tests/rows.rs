@@ -1,7 +1,7 @@
 //! Row ops: embeddings, norms, the gated activation, gather.
 
 use base::SplitMix;
-use quire_kernels::{Batch, HostTensor, HostType, SeqSpan, WeightForm};
+use quire_kernels::{Batch, HostTensor, HostType, Precision, SeqSpan, WeightForm};
 
 use crate::support::*;
 
@@ -16,7 +16,7 @@ fn rmsnorm_is_the_reference_norm() {
         let run = |maker: Maker| {
             let mut b = maker.make();
             let (x, w) = (filled(&mut *b, &x, rows), load_vector(&mut *b, &w));
-            let out = b.buffer(rows, cols).unwrap();
+            let out = b.buffer(rows, cols, Precision::Full).unwrap();
             step(&mut *b, rows, |b| b.rmsnorm(x, w, 1e-5, out));
             b.read(out)
         };
@@ -36,7 +36,7 @@ fn add_rmsnorm_updates_the_residual_and_norms_it() {
         let run = |maker: Maker| {
             let mut b = maker.make();
             let (x, d) = (filled(&mut *b, &x, rows), filled(&mut *b, &d, rows));
-            let (w, out) = (load_vector(&mut *b, &w), b.buffer(rows, cols).unwrap());
+            let (w, out) = (load_vector(&mut *b, &w), b.buffer(rows, cols, Precision::Full).unwrap());
             step(&mut *b, rows, |b| b.add_rmsnorm(x, d, w, 1e-6, out));
             (b.read(x), b.read(out))
         };
@@ -54,7 +54,7 @@ fn norms_of_silent_rows_stay_finite() {
     for maker in all() {
         let mut b = maker.make();
         let (x, w) = (filled(&mut *b, &[0.0; 64], 1), load_vector(&mut *b, &[1.0; 64]));
-        let out = b.buffer(1, 64).unwrap();
+        let out = b.buffer(1, 64, Precision::Full).unwrap();
         step(&mut *b, 1, |b| b.rmsnorm(x, w, 1e-6, out));
         assert_bits(&b.read(out), &[0.0; 64], &format!("{maker:?}"));
     }
@@ -69,7 +69,7 @@ fn silu_mul_is_the_reference_activation() {
         x[0] = if rows * cols > 1 { -104.0 } else { -1.0 }; // e^104 overflows f32
         let run = |maker: Maker| {
             let mut b = maker.make();
-            let (x, out) = (filled(&mut *b, &x, rows), b.buffer(rows, cols).unwrap());
+            let (x, out) = (filled(&mut *b, &x, rows), b.buffer(rows, cols, Precision::Full).unwrap());
             step(&mut *b, rows, |b| b.silu_mul(x, out));
             b.read(out)
         };
@@ -94,7 +94,10 @@ fn row_ops_know_nothing_of_the_rows_beside_them() {
             let mut b = Maker::Cpu(isa, threads).make();
             let rows = x.len() / cols;
             let (x, w) = (filled(&mut *b, x, rows), load_vector(&mut *b, &w));
-            let (normed, gated) = (b.buffer(rows, cols).unwrap(), b.buffer(rows, cols / 2).unwrap());
+            let (normed, gated) = (
+                b.buffer(rows, cols, Precision::Full).unwrap(),
+                b.buffer(rows, cols / 2, Precision::Full).unwrap(),
+            );
             step(&mut *b, rows, |b| {
                 b.rmsnorm(x, w, 1e-5, normed);
                 b.silu_mul(x, gated);
@@ -139,7 +142,7 @@ fn embeddings_are_the_rows_of_the_table() {
         for (kind, bytes, form, values) in &forms {
             let mut b = maker.make();
             let id = b.linear_weight(&[HostTensor::new(*kind, vocab, cols, bytes).unwrap()], *form).unwrap();
-            let out = b.buffer(8, cols).unwrap();
+            let out = b.buffer(8, cols, Precision::Full).unwrap();
             b.begin(&Batch { tokens: &tokens, spans: &spans, page_table: &[0] });
             b.embed(id, out);
             b.end();
@@ -155,7 +158,8 @@ fn gather_picks_rows_and_the_next_op_follows() {
     for maker in all() {
         let mut b = maker.make();
         let x = filled(&mut *b, &[1.0, -2.0, 3.0, -4.0, 5.0, -6.0], 3);
-        let (picked, out) = (b.buffer(4, 2).unwrap(), b.buffer(4, 2).unwrap());
+        let (picked, out) =
+            (b.buffer(4, 2, Precision::Full).unwrap(), b.buffer(4, 2, Precision::Full).unwrap());
         let w = load_vector(&mut *b, &[1.0, 1.0]);
         step(&mut *b, 3, |b| {
             b.gather(x, &[2, 0, 2, 1], picked);

@@ -4,7 +4,7 @@ use base::SplitMix;
 use quire_kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use quire_kernels::reference::ReferenceBackend;
 use quire_kernels::{
-    Backend, Batch, BufferId, HostTensor, HostType, LinearId, SeqSpan, VectorId, WeightForm,
+    Backend, Batch, BufferId, HostTensor, HostType, LinearId, Precision, SeqSpan, VectorId, WeightForm,
 };
 
 /// A way to make a backend.
@@ -91,7 +91,7 @@ pub fn load_vector(backend: &mut dyn Backend, values: &[f32]) -> VectorId {
 
 /// A buffer that holds `rows` rows of `values`.
 pub fn filled(backend: &mut dyn Backend, values: &[f32], rows: usize) -> BufferId {
-    let id = backend.buffer(rows, values.len() / rows).expect("buffer");
+    let id = backend.buffer(rows, values.len() / rows, Precision::Full).expect("buffer");
     backend.write(id, rows, values);
     id
 }

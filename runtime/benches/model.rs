@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use base::{Clock, Nanos, SystemClock};
 use kernels::cpu::{CpuBackend, CpuOptions};
-use kernels::{
+use kernels::{Precision, 
     AttentionShape, Backend, BackendInfo, Batch, BufferId, History, HostTensor, KernelError, KvShape,
     LinearId, RopeId, RopeStore, RopeTable, SampleRow, Sampled, SamplingParams, SeqSpan, VectorId,
     WeightForm,
@@ -287,8 +287,13 @@ impl Backend for Timed {
     fn rope_table(&mut self, table: &RopeTable) -> Result<RopeId, KernelError> {
         self.inner.rope_table(table)
     }
-    fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError> {
-        self.inner.buffer(rows_max, cols)
+    fn buffer(
+        &mut self,
+        rows_max: usize,
+        cols: usize,
+        precision: Precision,
+    ) -> Result<BufferId, KernelError> {
+        self.inner.buffer(rows_max, cols, precision)
     }
     fn kv_pool(&mut self, shape: KvShape) -> Result<(), KernelError> {
         self.inner.kv_pool(shape)
@@ -348,8 +353,8 @@ impl Backend for Timed {
     fn page_zero(&mut self, pages: &[u32]) {
         self.inner.page_zero(pages);
     }
-    fn page_scan(&self, pages: &[u32]) -> bool {
-        self.inner.page_scan(pages)
+    fn page_unclean(&self, pages: &[u32]) -> Vec<u32> {
+        self.inner.page_unclean(pages)
     }
     fn page_read(&self, page: u32) -> Vec<u8> {
         self.inner.page_read(page)

@@ -89,6 +89,10 @@ impl HostArena {
     pub fn frame_bytes(&self) -> usize {
         self.frame_bytes
     }
+    /// Where the frames lie, for a device that registers them.
+    pub fn range(&self) -> (*const u8, usize) {
+        (self.start(FrameId(0)).cast_const(), self.stride * self.frames as usize)
+    }
     /// Whether the kernel agreed never to swap the frames out.
     pub fn is_pinned(&self) -> bool {
         self.pinned

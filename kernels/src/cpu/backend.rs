@@ -15,7 +15,7 @@ use super::rope::{HeadPass, RopeAngles, rope_store};
 use super::{act, norm};
 use crate::{
     AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, LinearId,
-    RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
+    Precision, RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
 };
 
 /// How to run on this machine.
@@ -115,7 +115,12 @@ impl Backend for CpuBackend {
         Ok(RopeId(self.ropes.len() - 1))
     }
 
-    fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError> {
+    fn buffer(
+        &mut self,
+        rows_max: usize,
+        cols: usize,
+        _precision: Precision,
+    ) -> Result<BufferId, KernelError> {
         self.buffers.push(Buffer::new(rows_max, cols)?);
         self.scratch.reserve(rows_max, cols, self.pool.workers())?;
         Ok(BufferId(self.buffers.len() - 1))
@@ -258,8 +263,8 @@ impl Backend for CpuBackend {
     fn page_zero(&mut self, pages: &[u32]) {
         self.pages_mut().zero(pages);
     }
-    fn page_scan(&self, pages: &[u32]) -> bool {
-        self.pages().scan(pages)
+    fn page_unclean(&self, pages: &[u32]) -> Vec<u32> {
+        pages.iter().copied().filter(|&page| !self.pages().is_zero(page)).collect()
     }
     fn page_read(&self, page: u32) -> Vec<u8> {
         self.pages().page(page).to_vec()
@@ -294,7 +299,10 @@ mod tests {
         let table: Vec<f32> = (0..40 * 32).map(|i| ((i * 13) % 31) as f32 - 15.0).collect();
         let id = backend.linear_weight(&[tensor(&table, 40, 32)], WeightForm::Bf16).unwrap();
         assert_eq!(backend.weight_bytes(), 64 * 32 * 2);
-        let (hidden, logits) = (backend.buffer(4, 32).unwrap(), backend.buffer(4, 40).unwrap());
+        let (hidden, logits) = (
+            backend.buffer(4, 32, Precision::Full).unwrap(),
+            backend.buffer(4, 40, Precision::Full).unwrap(),
+        );
         backend.begin(&Batch { tokens: &[7, 39, 0], spans: &[], page_table: &[] });
         backend.embed(id, hidden);
         backend.linear(hidden, id, None, logits);
@@ -312,7 +320,8 @@ mod tests {
     #[test]
     fn gather_sets_the_rows_it_picked() {
         let mut backend = CpuBackend::new(CpuOptions { threads: 1, isa: None }).unwrap();
-        let (x, out) = (backend.buffer(8, 2).unwrap(), backend.buffer(8, 2).unwrap());
+        let (x, out) =
+            (backend.buffer(8, 2, Precision::Full).unwrap(), backend.buffer(8, 2, Precision::Full).unwrap());
         backend.write(x, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         backend.gather(x, &[2, 0], out);
         assert_eq!(backend.read(out), [5.0, 6.0, 1.0, 2.0]);

@@ -12,7 +12,7 @@ mod weight;
 
 use crate::{
     AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, LinearId,
-    RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
+    Precision, RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
 };
 use pool::Pool;
 use weight::Weight;
@@ -125,7 +125,12 @@ impl Backend for ReferenceBackend {
         Ok(RopeId(self.ropes.len() - 1))
     }
 
-    fn buffer(&mut self, rows_max: usize, cols: usize) -> Result<BufferId, KernelError> {
+    fn buffer(
+        &mut self,
+        rows_max: usize,
+        cols: usize,
+        _precision: Precision,
+    ) -> Result<BufferId, KernelError> {
         self.buffers.push(Buffer { rows_max, rows: 0, cols, data: vec![0.0; rows_max * cols] });
         Ok(BufferId(self.buffers.len() - 1))
     }
@@ -272,8 +277,9 @@ impl Backend for ReferenceBackend {
     fn page_zero(&mut self, pages: &[u32]) {
         pages.iter().for_each(|&p| self.pool_mut().page_mut(p as usize).fill(0.0));
     }
-    fn page_scan(&self, pages: &[u32]) -> bool {
-        pages.iter().all(|&p| self.pool().page(p as usize).iter().all(|v| v.to_bits() == 0))
+    fn page_unclean(&self, pages: &[u32]) -> Vec<u32> {
+        let is_zero = |page: u32| self.pool().page(page as usize).iter().all(|v| v.to_bits() == 0);
+        pages.iter().copied().filter(|&page| !is_zero(page)).collect()
     }
     fn page_read(&self, page: u32) -> Vec<u8> {
         bytemuck::cast_slice(self.pool().page(page as usize)).to_vec()

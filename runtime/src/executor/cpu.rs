@@ -125,6 +125,8 @@ impl StepModel for CpuModel {
     }
 
     fn attach_host(&mut self, host: Arc<HostArena>) {
+        let (start, bytes) = host.range();
+        self.loaded.backend.pin_host(start, bytes);
         self.host = Some(host);
     }
 
@@ -151,11 +153,10 @@ impl PageBytes for Pool<'_> {
     fn write(&mut self, page: PageId, bytes: &[u8]) {
         self.0.page_write(page.0, bytes);
     }
-    fn zero(&mut self, page: PageId) {
-        self.0.page_zero(&[page.0]);
-    }
-    fn is_zero(&self, page: PageId) -> bool {
-        self.0.page_scan(&[page.0])
+    fn scrub(&mut self, pages: &[PageId]) -> Vec<PageId> {
+        let numbers: Vec<u32> = pages.iter().map(|page| page.0).collect();
+        self.0.page_zero(&numbers);
+        self.0.page_unclean(&numbers).into_iter().map(PageId).collect()
     }
 }
 

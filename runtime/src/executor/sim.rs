@@ -188,12 +188,13 @@ impl PageBytes for Pool<'_> {
         let range = self.range(page);
         self.slots[range].copy_from_slice(bytemuck::cast_slice(bytes));
     }
-    fn zero(&mut self, page: PageId) {
-        let range = self.range(page);
-        self.slots[range].fill(0);
-    }
-    fn is_zero(&self, page: PageId) -> bool {
-        self.slots[self.range(page)].iter().all(|&slot| slot == 0)
+    fn scrub(&mut self, pages: &[PageId]) -> Vec<PageId> {
+        for &page in pages {
+            let range = self.range(page);
+            self.slots[range].fill(0);
+        }
+        let is_dirty = |page: &PageId| self.slots[self.range(*page)].iter().any(|&slot| slot != 0);
+        pages.iter().copied().filter(is_dirty).collect()
     }
 }
 

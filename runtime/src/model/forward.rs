@@ -11,12 +11,9 @@
 
 use std::ops::Range;
 
-use kernels::{Backend, Batch, BufferId, KernelError, LinearId, RopeStore, VectorId};
+use kernels::{Backend, Batch, BufferId, KernelError, LinearId, Precision, Replay, RopeStore, VectorId};
 
 use super::description::Description;
-
-/// Rows of logits that exist at once; more are done in slices.
-pub const LOGIT_ROWS: usize = 64;
 
 /// A linear layer.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +50,8 @@ pub struct Model {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Buffers {
     rows_max: usize,
+    /// Rows of logits that exist at once; more are done in slices.
+    logit_rows: usize,
     residual: BufferId,
     normed: BufferId,
     qkv: BufferId,
@@ -73,25 +72,27 @@ impl Buffers {
     pub(crate) fn new(d: &Description, rows: usize, backend: &mut dyn Backend) -> Result<Self, KernelError> {
         let q_cols = d.heads * d.head_dim;
         let qkv_cols = q_cols + 2 * d.kv_heads * d.head_dim;
-        let slice = LOGIT_ROWS.min(rows);
+        let logit_rows = backend.logit_rows().min(rows);
         let mut bytes = 0;
-        let mut buffer = |rows: usize, cols: usize| {
+        let mut buffer = |rows: usize, cols: usize, precision: Precision| {
             bytes += (rows * cols * size_of::<f32>()) as u64;
-            backend.buffer(rows, cols)
+            backend.buffer(rows, cols, precision)
         };
+        use Precision::{Full, Half};
         Ok(Self {
             rows_max: rows,
-            residual: buffer(rows, d.hidden)?,
-            normed: buffer(rows, d.hidden)?,
-            qkv: buffer(rows, qkv_cols)?,
-            attn: buffer(rows, q_cols)?,
-            delta: buffer(rows, d.hidden)?,
-            gate_up: buffer(rows, 2 * d.intermediate)?,
-            act: buffer(rows, d.intermediate)?,
-            residual_wanted: buffer(rows, d.hidden)?,
-            attn_wanted: buffer(rows, q_cols)?,
-            picked: buffer(slice, d.hidden)?,
-            logits: buffer(slice, d.vocab)?,
+            logit_rows,
+            residual: buffer(rows, d.hidden, Full)?,
+            normed: buffer(rows, d.hidden, Half)?,
+            qkv: buffer(rows, qkv_cols, Half)?,
+            attn: buffer(rows, q_cols, Half)?,
+            delta: buffer(rows, d.hidden, Half)?,
+            gate_up: buffer(rows, 2 * d.intermediate, Half)?,
+            act: buffer(rows, d.intermediate, Half)?,
+            residual_wanted: buffer(rows, d.hidden, Full)?,
+            attn_wanted: buffer(rows, q_cols, Half)?,
+            picked: buffer(logit_rows, d.hidden, Half)?,
+            logits: buffer(logit_rows, d.vocab, Full)?,
             bytes,
         })
     }
@@ -122,11 +123,27 @@ impl Model {
     ) {
         debug_assert!(wanted.is_sorted_by(|a, b| a < b), "wanted rows ascend");
         backend.begin(batch);
-        self.layers(backend, batch.tokens.len(), wanted);
-        if !wanted.is_empty() {
-            self.logits(backend, wanted.len(), take);
+        let replay = backend.replay(wanted.len());
+        if replay != Replay::Done {
+            self.layers(backend, batch.tokens.len(), wanted);
+            if self.fits(wanted) {
+                backend.linear(self.buffers.normed, self.head, None, self.buffers.logits);
+            }
+        }
+        if replay == Replay::Record {
+            backend.recorded();
+        }
+        if self.fits(wanted) {
+            take(backend, self.buffers.logits, 0..wanted.len());
+        } else {
+            self.sliced_logits(backend, wanted.len(), take);
         }
         backend.end();
+    }
+
+    /// True if the logits of all wanted rows exist at once.
+    fn fits(&self, wanted: &[u32]) -> bool {
+        (1..=self.buffers.logit_rows).contains(&wanted.len())
     }
 
     /// All layers; leaves the final norm of the wanted rows in `normed`.
@@ -159,14 +176,10 @@ impl Model {
         }
     }
 
-    fn logits(&self, backend: &mut dyn Backend, rows: usize, take: &mut TakeLogits<'_>) {
+    fn sliced_logits(&self, backend: &mut dyn Backend, rows: usize, take: &mut TakeLogits<'_>) {
         let b = &self.buffers;
-        if rows <= LOGIT_ROWS {
-            backend.linear(b.normed, self.head, None, b.logits);
-            return take(backend, b.logits, 0..rows);
-        }
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            let slice = start..(start + LOGIT_ROWS).min(rows);
+        for start in (0..rows).step_by(b.logit_rows) {
+            let slice = start..(start + b.logit_rows).min(rows);
             let picks: Vec<u32> = slice.clone().map(|r| r as u32).collect();
             backend.gather(b.normed, &picks, b.picked);
             backend.linear(b.picked, self.head, None, b.logits);

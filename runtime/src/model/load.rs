@@ -4,7 +4,7 @@
 //! understood, a shard that is missing, a tensor of the wrong shape, memory that will not suffice.
 
 use base::{Bytes, ModelDigest};
-use kernels::{Backend, KvShape, KvType, LinearId, RopeId, RopeStore, VectorId, WeightForm};
+use kernels::{Backend, KvShape, KvType, LinearId, RopeId, RopeStore, StepLimits, VectorId, WeightForm};
 
 use super::config::Config;
 use super::description::{Description, Positions};
@@ -142,7 +142,12 @@ pub fn load_from(
     let positions = positions(&description, options)?;
     let expected = names::expected(&description);
     let total = weights::check(source, &expected)?;
-    refuse_too_large(source, &expected, options)?;
+    refuse_too_large(source, &expected, options, room(&*backend))?;
+    backend.limits(StepLimits {
+        rows: options.step_tokens as usize,
+        seqs: options.step_seqs as usize,
+        positions,
+    })?;
     let digest = digest::model(source, &expected, total, &description, options.weights);
     let packing = Packing { source, choice: options.weights, progress, done: 0, total, exact: true };
     let (model, exact) = packing.pack(description, positions, options, &mut *backend)?;
@@ -151,7 +156,7 @@ pub fn load_from(
         KvChoice::Auto if exact => KvType::F32,
         KvChoice::Auto => KvType::Bf16,
     };
-    let kv = kv_shape(&model, kind, options)?;
+    let kv = kv_shape(&model, kind, options, room(&*backend))?;
     backend.kv_pool(kv)?;
     let memory = MemoryPlan {
         weights: Bytes(backend.weight_bytes()),
@@ -162,6 +167,11 @@ pub fn load_from(
     };
     let layout = digest::layout(&kv, &model.description.rope.table(positions), &backend.info());
     Ok(Loaded { model, backend, kv, memory, digest, layout, options: *options })
+}
+
+/// Memory that can still be had where the backend keeps its weights and pages.
+fn room(backend: &dyn Backend) -> Option<Bytes> {
+    backend.free_bytes().map(Bytes).or_else(available)
 }
 
 /// The longest sequence served, checked against what the model allows.
@@ -177,7 +187,12 @@ fn positions(d: &Description, options: &LoadOptions) -> Result<usize, ModelError
     }
 }
 
-fn kv_shape(model: &Model, kind: KvType, options: &LoadOptions) -> Result<KvShape, ModelError> {
+fn kv_shape(
+    model: &Model,
+    kind: KvType,
+    options: &LoadOptions,
+    available: Option<Bytes>,
+) -> Result<KvShape, ModelError> {
     let page_tokens = options.page_tokens as usize;
     if !matches!(page_tokens, 16 | 32 | 64) {
         let why = "16, 32 and 64 are possible".into();
@@ -191,7 +206,7 @@ fn kv_shape(model: &Model, kind: KvType, options: &LoadOptions) -> Result<KvShap
     let pages = match options.pool {
         PoolSize::Pages(n) => u64::from(n),
         PoolSize::Bytes(bytes) => fit(bytes.0),
-        PoolSize::Fraction(f) => fit((available().map_or(1e9, |b| b.0 as f64) * f.clamp(0.0, 1.0)) as u64),
+        PoolSize::Fraction(f) => fit((available.map_or(1e9, |b| b.0 as f64) * f.clamp(0.0, 1.0)) as u64),
     };
     if pages < least {
         return Err(ModelError::Pool { pages, needed: least, page_bytes: Bytes(one.page_bytes() as u64) });
@@ -204,8 +219,9 @@ fn refuse_too_large(
     source: &dyn TensorSource,
     expected: &[Expected],
     options: &LoadOptions,
+    available: Option<Bytes>,
 ) -> Result<(), ModelError> {
-    let Some(available) = available() else { return Ok(()) };
+    let Some(available) = available else { return Ok(()) };
     let mut needed = 0;
     for e in expected {
         needed += match options.weights {

@@ -23,7 +23,7 @@ mod weights;
 pub use config::Config;
 pub use description::{Biases, Description, Fused, Layer, Positions};
 pub use error::ModelError;
-pub use forward::{LOGIT_ROWS, Model, TakeLogits};
+pub use forward::{Model, TakeLogits};
 pub use load::{
     KvChoice, LoadFormat, LoadOptions, Loaded, PoolSize, WeightChoice, describe, load, load_from,
 };

@@ -1,0 +1,14 @@
+//! The CUDA backend: the trait's ops as launches of our own kernels on a device.
+//!
+//! ```text
+//! backend ── plans (attention work list, products) ── params ── Driver ─┬─ gpu: libcuda, NVRTC, cuBLASLt
+//!                                                                      └─ quire-cusim: the CPU emulates
+//! ```
+//!
+//! The kernels (`kernels/cu`) are one source for nvcc, NVRTC and g++. Everything above [`Driver`] runs the
+//! same on a card and under the emulator, which is how it is tested where there is no card.
+
+pub mod driver;
+pub mod gpu;
+pub mod params;
+pub mod source;
