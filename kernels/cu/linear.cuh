@@ -11,21 +11,16 @@
 //
 // Dead rows (>= *rows_live), channels >= n and k beyond the end are zero-filled by the copy, never read.
 #pragma once
-#include "ptx.cuh"
+#include "linear_tiles.cuh"
 
 struct LinearParams {
-    const u16* x;         // [rows][k] bf16
-    const u16* w;         // [n][k] bf16
-    const float* bias;    // [n] or null
-    void* out;            // [rows][out_stride] bf16 or f32
+    const bf16* x;        // [rows][k]
+    const bf16* w;        // [n][k]
     const u32* rows_live; // rows of x that count; blocks beyond leave
-    u32 n, k;             // k is a multiple of 8
-    u32 out_stride;       // elements between rows of out
-    u32 out_f32;          // 1: out is f32, 0: bf16
+    LinearOutput out;
+    u32 k; // a multiple of 8
+    u32 padding;
 };
-
-constexpr int LINEAR_KB = 64;        // k of one stage
-constexpr int LINEAR_RASTER = 8;     // row tiles that share a sweep over n, for L2
 
 template <int BM_, int BN_, int WARPS_M_, int WARPS_N_, int STAGES_> struct LinearShape {
     static constexpr int BM = BM_, BN = BN_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_;
@@ -55,12 +50,12 @@ template <class S> struct LinearFragments {
 // m-tile and pass add is a multiple of 1024 bytes or an immediate, which the swizzle does not see.
 struct LinearBlock {
     unsigned char* smem;
-    u32 row0, col0;            // first row of x and first channel of this block
+    u32 row0, col0; // first row of x and first channel of this block
     u32 rows, n, k;
-    u32 warp_m, warp_n;        // first row and first channel of this warp inside the block
-    u32 read_x, read_w;        // this lane's ldmatrix address inside a slot
-    u32 write;                 // where this thread's first 16 bytes land inside a slot
-    const u16 *from_x, *from_w; // ... and where they come from, at k = 0
+    u32 warp_m, warp_n; // first row and first channel of this warp inside the block
+    u32 read_x, read_w; // this lane's ldmatrix address inside a slot
+    u32 write;          // where this thread's first 16 bytes land inside a slot
+    const bf16 *from_x, *from_w; // ... and where they come from, at k = 0
 };
 
 DEVICE u32 linear_swizzle(u32 row, u32 chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
@@ -73,12 +68,12 @@ template <class S> DEVICE LinearBlock linear_place(const LinearParams& p, u32 ro
     // w: 8 channels by 32 k for one n-tile; else channels 0-7 by 16 k, then channels 8-15.
     u32 read_w = S::NT == 1 ? linear_swizzle(warp_n + (lane & 7), lane >> 3)
                             : linear_swizzle(warp_n + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
-    return {smem, row0, col0, rows, p.n, p.k, warp_m, warp_n, read_x, S::BM * 128 + read_w, linear_swizzle(r, chunk),
+    return {smem, row0, col0, rows, p.out.n, p.k, warp_m, warp_n, read_x, S::BM * 128 + read_w, linear_swizzle(r, chunk),
             p.x + (u64)(row0 + r) * p.k + chunk * 8, p.w + (u64)(col0 + r) * p.k + chunk * 8};
 }
 
 // Copies 64 k of rows `first..last` (or channels) of a matrix; what lies beyond is zero-filled.
-template <class S, int ROWS> DEVICE void linear_copy_rows(unsigned char* to, const u16* from, u32 first, u32 last, u32 k, bool k_inside) {
+template <class S, int ROWS> DEVICE void linear_copy_rows(unsigned char* to, const bf16* from, u32 first, u32 last, u32 k, bool k_inside) {
     constexpr u32 PASS = S::THREADS / 8; // rows that the block's threads copy at once, 8 threads a row
     UNROLL for (u32 r = 0; r < ROWS; r += PASS) {
         u32 mine = r + (threadIdx.x >> 3);
@@ -147,87 +142,19 @@ template <class S> DEVICE void linear_chain(const LinearBlock& b, float (&acc)[S
     cp_wait<0>(); // only empty groups are left
 }
 
-DEVICE void linear_store1(const LinearParams& p, u32 row, u32 col, float v) {
-    u64 at = (u64)row * p.out_stride + col;
-    if (p.out_f32) ((float*)p.out)[at] = v;
-    else ((u16*)p.out)[at] = f32_to_bf16(v);
-}
-
-// Two neighbouring channels of one row, as the accumulator holds them; `col` is even.
-DEVICE void linear_store2(const LinearParams& p, u32 row, u32 col, float v0, float v1) {
-    u64 at = (u64)row * p.out_stride + col;
-    if ((p.out_stride & 1) != 0 || col + 1 >= p.n) {
-        if (col < p.n) linear_store1(p, row, col, v0);
-        if (col + 1 < p.n) linear_store1(p, row, col + 1, v1);
-    } else if (p.out_f32) {
-        *(float2*)((float*)p.out + at) = make_float2(v0, v1);
-    } else {
-        *(u32*)((u16*)p.out + at) = pack_bf16(v0, v1);
-    }
-}
-
-template <class S> DEVICE void linear_bias(const LinearParams& p, const LinearBlock& b, float (&acc)[S::MT][S::NT][4]) {
-    if (p.bias == nullptr) return;
-    UNROLL for (int t = 0; t < S::NT; t++) {
-        u32 col = b.col0 + b.warp_n + t * 8 + (threadIdx.x & 3) * 2;
-        float b0 = col < b.n ? p.bias[col] : 0.f, b1 = col + 1 < b.n ? p.bias[col + 1] : 0.f;
-        UNROLL for (int m = 0; m < S::MT; m++) {
-            acc[m][t][0] = add_rn(acc[m][t][0], b0); acc[m][t][1] = add_rn(acc[m][t][1], b1);
-            acc[m][t][2] = add_rn(acc[m][t][2], b0); acc[m][t][3] = add_rn(acc[m][t][3], b1);
-        }
-    }
-}
-
-// Straight from the accumulators: right for a few rows, and for f32, whose quads fill whole 32-byte sectors.
-template <class S> DEVICE void linear_store(const LinearParams& p, const LinearBlock& b, const float (&acc)[S::MT][S::NT][4]) {
-    u32 lane = threadIdx.x & 31;
-    UNROLL for (int m = 0; m < S::MT; m++) {
-        u32 row = b.row0 + b.warp_m + m * 16 + (lane >> 2);
-        UNROLL for (int t = 0; t < S::NT; t++) {
-            u32 col = b.col0 + b.warp_n + t * 8 + (lane & 3) * 2;
-            if (row < b.rows) linear_store2(p, row, col, acc[m][t][0], acc[m][t][1]);
-            if (row + 8 < b.rows) linear_store2(p, row + 8, col, acc[m][t][2], acc[m][t][3]);
-        }
-    }
-}
-
-// bf16 through shared memory, so that a row leaves in 16-byte pieces; each warp uses its own corner.
-// Padding a row by 16 bytes spreads the quads over all banks. Needs a barrier before (the ring is reused).
-template <class S> DEVICE void linear_store_wide(const LinearParams& p, const LinearBlock& b, const float (&acc)[S::MT][S::NT][4]) {
-    constexpr u32 COLS = S::NT * 8, PITCH = COLS * 2 + 16, PIECES = 16 * COLS / 8;
-    static_assert(S::WARPS_M * S::WARPS_N * 16 * PITCH <= S::SMEM_BYTES, "corners fit the ring");
-    u32 lane = threadIdx.x & 31;
-    unsigned char* corner = b.smem + (threadIdx.x >> 5) * 16 * PITCH;
-    UNROLL for (int m = 0; m < S::MT; m++) {
-        UNROLL for (int t = 0; t < S::NT; t++) {
-            u32* at = (u32*)(corner + (lane >> 2) * PITCH + t * 16 + (lane & 3) * 4);
-            at[0] = pack_bf16(acc[m][t][0], acc[m][t][1]);
-            at[8 * PITCH / 4] = pack_bf16(acc[m][t][2], acc[m][t][3]);
-        }
-        __syncwarp();
-        UNROLL for (u32 i = lane; i < PIECES; i += 32) {
-            u32 r = i / S::NT, c = i % S::NT;
-            u32 row = b.row0 + b.warp_m + m * 16 + r, col = b.col0 + b.warp_n + c * 8;
-            if (row < b.rows && col < b.n)
-                st_global16((u16*)p.out + (u64)row * p.out_stride + col, *(const uint4*)(corner + r * PITCH + c * 16));
-        }
-        __syncwarp();
-    }
-}
-
 // One block's share of the product: rows from row0, channels from col0.
 template <class S> DEVICE void linear_block(const LinearParams& p, u32 rows, u32 row0, u32 col0, unsigned char* smem) {
     LinearBlock b = linear_place<S>(p, rows, row0, col0, smem);
     float acc[S::MT][S::NT][4] = {};
     linear_chain<S>(b, acc);
-    linear_bias<S>(p, b, acc);
-    if constexpr (S::NT >= 4) {
-        bool wide = !p.out_f32 && (p.n & 7) == 0 && (p.out_stride & 7) == 0;
-        if (wide) {
-            __syncthreads(); // others may still read the last stage
-            linear_store_wide<S>(p, b, acc);
-            return;
-        }
+    LinearShare share{row0 + b.warp_m, col0 + b.warp_n, rows};
+    linear_bias(p.out, share, acc);
+    if (S::NT >= 4 && linear_is_wide(p.out)) {
+        __syncthreads(); // others may still read the last stage
+        constexpr u32 CORNER = LinearCorner<S::NT>::BYTES;
+        static_assert(S::WARPS_M * S::WARPS_N * CORNER <= S::SMEM_BYTES, "corners fit the ring");
+        linear_store_wide(p.out, share, acc, smem + (threadIdx.x >> 5) * CORNER);
+    } else {
+        linear_store(p.out, share, acc);
     }
-    linear_store<S>(p, b, acc);
 }

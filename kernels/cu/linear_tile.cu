@@ -7,7 +7,7 @@
 // 64 x 32 warps it would be 192, a tie, hence few, fat warps: 128 accumulators a thread, two blocks an SM.
 // gate_up at 2048 rows: 481 GFLOP, 0.96 ms at 500 TFLOP/s; 16 x 224 tiles over 264 blocks, 13.6 waves.
 //
-// Tiles are walked in bands of 8 row tiles (LINEAR_RASTER), n inside, so that the 264 resident blocks touch
+// Tiles are walked in bands of 8 row tiles (LINEAR_BAND), n inside, so that the 264 resident blocks touch
 // 8 row panels and 33 channel panels: 41 MB at k = 4096, inside L2.
 //
 // Why not one kernel with split-K for the small grids (o at 128 rows has 32 tiles of 128): partial sums would
@@ -18,12 +18,9 @@
 #include "linear.cuh"
 
 template <class S> DEVICE void linear_tile(const LinearParams& p, unsigned char* smem) {
-    u32 rows = *p.rows_live, tiles_m = (rows + S::BM - 1) / S::BM, tiles_n = (p.n + S::BN - 1) / S::BN;
-    u32 id = blockIdx.x, band = id / (LINEAR_RASTER * tiles_n), first = band * LINEAR_RASTER;
-    if (first >= tiles_m) return;
-    u32 height = min(tiles_m - first, (u32)LINEAR_RASTER), inside = id - first * tiles_n;
-    if (inside >= height * tiles_n) return;
-    linear_block<S>(p, rows, (first + inside % height) * S::BM, inside / height * S::BN, smem);
+    u32 rows = *p.rows_live;
+    LinearTile t = linear_tile_at(blockIdx.x, (rows + S::BM - 1) / S::BM, (p.out.n + S::BN - 1) / S::BN);
+    if (t.exists) linear_block<S>(p, rows, t.m * S::BM, t.n * S::BN, smem);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2) quire_linear_tile64(const __grid_constant__ LinearParams p) {
