@@ -1,0 +1,1 @@
+//! Tests of linear; see main.rs.
