@@ -29,7 +29,7 @@ struct LinearSm90Params {
     const u32* rows_live;
     LinearOutput out;
     u32 k; // a multiple of 8
-    u32 padding;
+    u32 padding[5]; // to a multiple of the maps' alignment
 };
 
 template <int GROUPS_, int BN_, int X_BOX_, int STAGES_> struct Sm90Shape {
