@@ -10,5 +10,6 @@
 
 pub mod driver;
 pub mod gpu;
+pub mod linear_plan;
 pub mod params;
 pub mod source;

@@ -1,0 +1,1 @@
+//! Tests of attend; see main.rs.

@@ -1,0 +1,1 @@
+//! Tests of elementwise; see main.rs.

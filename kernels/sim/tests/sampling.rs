@@ -1,0 +1,1 @@
+//! Tests of sampling; see main.rs.
