@@ -25,7 +25,7 @@ use runtime::model::{
 };
 use runtime::scheduler::SchedulerConfig;
 use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
-use runtime::text::Text;
+use runtime::text::{Text, TextError};
 use transfer::NodeSigner;
 
 use crate::backend::{self, Kind, Opened};
@@ -254,7 +254,7 @@ impl Launch {
         clock: &Arc<dyn Clock>,
         out: &mut dyn Write,
     ) -> Result<(Box<dyn Executor>, Text), Failure> {
-        let text = Text::load(files).map_err(|e| Failure::new(Exit::Model, e.to_string()))?;
+        let text = self.text(files)?;
         // The demo is small: the CPU serves it wherever it is tried.
         let engine = match (&self.source, self.model.executor) {
             (Source::Demo, flags::Engine::Auto) => flags::Engine::Cpu,
@@ -268,6 +268,18 @@ impl Launch {
         let _ = out.write_all(plan(&loaded.memory, before, &what).as_bytes());
         let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
         Ok((Box::new(executor), text))
+    }
+
+    /// The model's text side; random weights in the shape of a bare config.json speak in numbers.
+    fn text(&self, files: &ModelFiles) -> Result<Text, Failure> {
+        let refused = |e: TextError| Failure::new(Exit::Model, e.to_string());
+        match Text::load(files) {
+            Err(TextError::Missing(_)) if self.model.load_format == flags::LoadFormat::Dummy => {
+                let described = model::describe(files).map_err(|e| crate::launch::refused(&e))?;
+                Text::synthetic(described.vocab as u32).map_err(refused)
+            }
+            loaded => loaded.map_err(refused),
+        }
     }
 
     fn load_options(&self, kind: Kind) -> LoadOptions {

@@ -47,6 +47,8 @@ pub struct StepLimits {
     pub rows: usize,
     pub seqs: usize,
     pub positions: usize,
+    /// Query heads of a layer, at most.
+    pub heads: usize,
 }
 
 /// Whether the ops of a step have to be issued.

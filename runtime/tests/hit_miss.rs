@@ -13,9 +13,9 @@ const FORMS: [WeightForm; 5] =
 
 /// What is run: a model, how it is held, and how its sequence is cut.
 #[derive(Clone, Debug)]
-struct Plan {
+pub struct Plan {
     case: &'static str,
-    form: WeightForm,
+    pub form: WeightForm,
     page_tokens: u32,
     tokens: Vec<u32>,
     /// Chunk sizes, repeated until the sequence is done.
@@ -26,7 +26,7 @@ struct Plan {
     reused_pages: usize,
 }
 
-fn plans() -> impl Strategy<Value = Plan> {
+pub fn plans() -> impl Strategy<Value = Plan> {
     let case = prop::sample::select(vec![
         "llama-gqa-tied",
         "llama-head-dim",
@@ -94,7 +94,7 @@ fn run_in_chunks(bench: &mut Bench, plan: &Plan, mut seq: Seq, whole: &[Vec<f32>
     }
 }
 
-fn hit_equals_miss(plan: &Plan, backend: fn() -> Box<dyn Backend>) {
+pub fn hit_equals_miss(plan: &Plan, backend: fn() -> Box<dyn Backend>) {
     let mut bench = bench(plan, backend());
     let mut first = Seq::default();
     let all: Vec<usize> = (0..plan.tokens.len()).collect();

@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_models;
+mod cuda;
 mod engine;
 mod executor;
 mod gguf;

@@ -12,8 +12,10 @@
 //!        └─ a block: rounds over warps; a fiber runs until its next barrier, collective or wait
 //! ```
 
+mod driver;
 mod launch;
 mod tensor_map;
 
+pub use driver::SimDriver;
 pub use launch::{Fault, Options, Stats, kernel_names, launch, params_bytes};
 pub use tensor_map::{Swizzle, TensorMapSpec, TensorMapSpecError};

@@ -8,7 +8,7 @@
 //! output element in one chain along k whatever the number of rows, which is what makes a cache hit and a
 //! miss equal bit for bit.
 
-use super::attention::Attention;
+use super::attention::{Attention, Extent};
 use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, TensorMapSpec};
 use super::linear_plan::{self, LinearBoxes, LinearFamily};
 use super::memory::Buffer;
@@ -18,7 +18,8 @@ use super::params::linear::{LinearOutput, LinearParams, LinearSm90Params};
 use super::params::norm::{AddRmsNormParams, RmsNormParams};
 use super::params::rope_store::{self, RopeStoreParams};
 use super::params::rows::{EmbedParams, GatherParams};
-use super::replay::{Course, ROWS_MAX, Recordings};
+use super::prefix_groups::SharingRule;
+use super::replay::{Course, ROWS_MAX, Recordings, bucket};
 use super::rope::Angles;
 use super::sampling::Sampler;
 use super::step::{Live, StepArrays};
@@ -44,11 +45,14 @@ pub struct CudaOptions {
     pub determinism: Determinism,
     /// Record decode steps and replay them.
     pub graphs: bool,
+    /// Which shared prefixes attention reads once for several sequences (cascade); `None` = none. The bits
+    /// are the same either way.
+    pub sharing: Option<SharingRule>,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { determinism: Determinism::Fast, graphs: true }
+        Self { determinism: Determinism::Fast, graphs: true, sharing: Some(SharingRule::default()) }
     }
 }
 
@@ -231,9 +235,11 @@ impl Backend for CudaBackend {
             rows: self.buffers.iter().map(|(b, _)| b.rows_max).max().unwrap_or(1),
             seqs: 64,
             positions: shape.pages * shape.page_tokens,
+            heads: 64 * shape.kv_heads,
         });
         self.step = Some(StepArrays::new(&*self.driver, limits, shape.page_tokens)?);
-        self.attention = Some(Attention::new(&*self.driver, limits, &shape)?);
+        self.attention = Some(Attention::new(&*self.driver, limits, &shape, self.options.sharing)?);
+        self.sampler = Some(Sampler::new(&*self.driver, limits.rows.min(self.logit_rows()))?);
         self.pages = Some(DevicePages::new(&*self.driver, shape)?);
         Ok(())
     }
@@ -259,12 +265,11 @@ impl Backend for CudaBackend {
         batch.check(shape.page_tokens, shape.pages, usize::MAX);
         let step = self.step.as_mut().expect("kv_pool comes before a step");
         step.fill(&*self.driver, batch, shape.page_tokens);
-        let last = step.host_positions.iter().max().copied();
-        for rope in last.into_iter().flat_map(|_| &mut self.ropes) {
-            rope.fill_to(&*self.driver, last.unwrap_or(0) as usize);
+        if let Some(&last) = step.host_positions.iter().max() {
+            self.ropes.iter_mut().for_each(|rope| rope.fill_to(&*self.driver, last as usize));
         }
         let attention = self.attention.as_mut().expect("kv_pool makes it");
-        attention.plan_known(&*self.driver, step);
+        attention.begin(&*self.driver, step, shape.page_tokens);
     }
 
     fn replay(&mut self, wanted: usize) -> Replay {
@@ -272,7 +277,12 @@ impl Backend for CudaBackend {
             return Replay::Run;
         }
         let rows = self.step().rows();
-        match self.recordings.course(rows) {
+        let attention = self.attention.as_ref().expect("kv_pool makes it");
+        if !attention.fits(&*self.driver, bucket(rows)) {
+            return Replay::Run;
+        }
+        let merges = attention.merges();
+        match self.recordings.course(rows, merges) {
             Course::Run => Replay::Run,
             Course::Record => {
                 self.driver.record();
@@ -408,8 +418,10 @@ impl Backend for CudaBackend {
         let (_, live) = self.pass(qkv, out);
         assert_eq!(live, Live::Rows, "attention is of all rows of the step");
         let mut attention = self.attention.take().expect("kv_pool makes it");
-        let (qkv, out) = (self.buffer_of(qkv), self.buffer_of(out));
-        attention.run(&*self.driver, self.step(), self.pages(), layer, shape, qkv, out);
+        let operands = (self.buffer_of(qkv), self.buffer_of(out));
+        let recorded = self.recordings.present().is_some();
+        let extent = Extent { rows: self.grid_rows(operands.0.rows) as usize, recorded };
+        attention.run(&*self.driver, self.step(), self.pages(), layer, shape, extent, operands);
         self.attention = Some(attention);
     }
 
@@ -453,11 +465,7 @@ impl Backend for CudaBackend {
     fn sample(&mut self, logits: BufferId, rows: &[SampleRow<'_>]) -> Vec<Sampled> {
         let (logits, live) = &self.buffers[logits.0];
         assert_eq!(logits.rows, rows.len(), "one SampleRow per row of logits");
-        if self.sampler.is_none() {
-            let made = Sampler::new(&*self.driver, logits.rows_max, logits.cols);
-            self.sampler = Some(made.expect("memory for drawing was left free"));
-        }
-        let sampler = self.sampler.as_mut().expect("just made");
+        let sampler = self.sampler.as_mut().expect("kv_pool makes it");
         let live = self.step.as_ref().expect("a step").live(*live);
         sampler.draw(&*self.driver, logits, live, rows)
     }

@@ -8,8 +8,22 @@
 //! The kernels (`kernels/cu`) are one source for nvcc, NVRTC and g++. Everything above [`Driver`] runs the
 //! same on a card and under the emulator, which is how it is tested where there is no card.
 
+pub mod attend_plan;
+mod attention;
+mod backend;
 pub mod driver;
 pub mod gpu;
 pub mod linear_plan;
+mod memory;
+mod pages;
 pub mod params;
+pub mod prefix_groups;
+mod replay;
+mod rope;
+mod sampling;
 pub mod source;
+mod step;
+mod weights;
+
+pub use backend::{CudaBackend, CudaOptions, Determinism};
+pub use driver::Driver;

@@ -40,26 +40,29 @@ pub(super) enum Course {
 /// Recordings by bucket.
 #[derive(Debug)]
 pub(super) struct Recordings {
-    states: Vec<State>,
-    present: Option<usize>,
+    /// By bucket, without and with a merge of attention states.
+    states: Vec<[State; 2]>,
+    present: Option<(usize, bool)>,
 }
 
 impl Recordings {
     pub fn new() -> Self {
-        Self { states: vec![State::New; ROWS_MAX + 1], present: None }
+        Self { states: vec![[State::New; 2]; ROWS_MAX + 1], present: None }
     }
 
-    /// For a step that may be recorded, with `rows` rows.
-    pub fn course(&mut self, rows: usize) -> Course {
+    /// For a step that may be recorded, with `rows` rows; `merges`: whether attention has states to merge,
+    /// which is a launch a layer more.
+    pub fn course(&mut self, rows: usize, merges: bool) -> Course {
         let bucket = bucket(rows);
-        let Some(state) = self.states.get_mut(bucket) else { return Course::Run };
+        let Some(states) = self.states.get_mut(bucket) else { return Course::Run };
+        let state = &mut states[usize::from(merges)];
         match *state {
             State::New => {
                 *state = State::Seen;
                 Course::Run
             }
             State::Seen => {
-                self.present = Some(bucket);
+                self.present = Some((bucket, merges));
                 Course::Record
             }
             State::Recorded(graph) => Course::Replay(graph),
@@ -69,13 +72,13 @@ impl Recordings {
 
     /// Rows to launch for while a recording is made.
     pub fn present(&self) -> Option<usize> {
-        self.present
+        self.present.map(|(bucket, _)| bucket)
     }
 
     /// Ends the recording.
     pub fn keep(&mut self, graph: Option<GraphId>) {
-        let bucket = self.present.take().expect("a recording was begun");
-        self.states[bucket] = graph.map_or(State::Refused, State::Recorded);
+        let (bucket, merges) = self.present.take().expect("a recording was begun");
+        self.states[bucket][usize::from(merges)] = graph.map_or(State::Refused, State::Recorded);
     }
 }
 
@@ -96,22 +99,23 @@ mod tests {
     #[test]
     fn the_second_step_of_a_bucket_is_recorded_and_the_third_replayed() {
         let mut recordings = Recordings::new();
-        assert_eq!(recordings.course(5), Course::Run);
-        assert_eq!(recordings.course(7), Course::Record);
+        assert_eq!(recordings.course(5, false), Course::Run);
+        assert_eq!(recordings.course(7, false), Course::Record);
         assert_eq!(recordings.present(), Some(8));
         recordings.keep(Some(GraphId(3)));
-        assert_eq!(recordings.course(8), Course::Replay(GraphId(3)));
-        assert_eq!(recordings.course(9), Course::Run, "another bucket");
-        assert_eq!(recordings.course(ROWS_MAX + 1), Course::Run);
+        assert_eq!(recordings.course(8, false), Course::Replay(GraphId(3)));
+        assert_eq!(recordings.course(9, false), Course::Run, "another bucket");
+        assert_eq!(recordings.course(8, true), Course::Run, "other launches");
+        assert_eq!(recordings.course(ROWS_MAX + 1, false), Course::Run);
     }
 
     #[test]
     fn a_refused_recording_is_not_tried_again() {
         let mut recordings = Recordings::new();
-        recordings.course(1);
-        recordings.course(1);
+        recordings.course(1, false);
+        recordings.course(1, false);
         recordings.keep(None);
-        assert_eq!(recordings.course(1), Course::Run);
-        assert_eq!(recordings.course(1), Course::Run);
+        assert_eq!(recordings.course(1, false), Course::Run);
+        assert_eq!(recordings.course(1, false), Course::Run);
     }
 }

@@ -31,9 +31,25 @@ macro_rules! header {
 }
 
 /// Every `.cu` of the folder.
-pub const UNITS: &[Unit] = &[];
+pub const UNITS: &[Unit] = &[
+    unit!("act"),
+    unit!("linear_row"),
+    unit!("linear_sm90", hopper only),
+    unit!("linear_tile"),
+    unit!("norm"),
+    unit!("pages"),
+    unit!("rope_store"),
+    unit!("rows"),
+];
 
-const HEADERS: &[(&str, &str)] = &[];
+const HEADERS: &[(&str, &str)] = &[
+    header!("hopper.cuh"),
+    header!("linear.cuh"),
+    header!("linear_tiles.cuh"),
+    header!("ptx.cuh"),
+    header!("types.cuh"),
+    header!("wgmma.cuh"),
+];
 
 impl Unit {
     /// The source with its includes put in.

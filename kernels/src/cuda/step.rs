@@ -8,7 +8,7 @@ use super::memory::DeviceArray;
 use crate::{Batch, KernelError, SeqSpan, StepLimits};
 
 /// Words of [`StepArrays::live`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Live {
     /// Rows of the batch.
     Rows = 0,
@@ -28,6 +28,8 @@ pub(super) struct StepArrays {
     /// Of the batch, on the host.
     pub spans: Vec<SeqSpan>,
     pub host_positions: Vec<u32>,
+    host_tokens: Vec<u32>,
+    host_table: Vec<u32>,
 }
 
 impl StepArrays {
@@ -43,6 +45,8 @@ impl StepArrays {
             picks: rows("step")?,
             spans: Vec::new(),
             host_positions: Vec::new(),
+            host_tokens: Vec::new(),
+            host_table: Vec::new(),
         })
     }
 
@@ -50,6 +54,10 @@ impl StepArrays {
     pub fn fill(&mut self, driver: &dyn Driver, batch: &Batch<'_>, page_tokens: usize) {
         self.spans.clear();
         self.spans.extend_from_slice(batch.spans);
+        self.host_tokens.clear();
+        self.host_tokens.extend_from_slice(batch.tokens);
+        self.host_table.clear();
+        self.host_table.extend_from_slice(batch.page_table);
         self.host_positions.clear();
         let mut pages = Vec::with_capacity(batch.tokens.len());
         for span in batch.spans {
@@ -75,6 +83,11 @@ impl StepArrays {
 
     pub fn live(&self, which: Live) -> DevicePtr {
         self.live.at().add(which as usize * size_of::<u32>())
+    }
+
+    /// The step as it was given.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { tokens: &self.host_tokens, spans: &self.spans, page_table: &self.host_table }
     }
 
     pub fn rows(&self) -> usize {

@@ -147,6 +147,7 @@ pub fn load_from(
         rows: options.step_tokens as usize,
         seqs: options.step_seqs as usize,
         positions,
+        heads: description.heads,
     })?;
     let digest = digest::model(source, &expected, total, &description, options.weights);
     let packing = Packing { source, choice: options.weights, progress, done: 0, total, exact: true };

@@ -1,0 +1,54 @@
+//! Each instruction wrapper alone, on the device and on the emulator, word for word.
+
+use cusim::{Options, conformance};
+use kernels::cuda::Driver;
+use kernels::cuda::driver::{DevicePtr, Launch, TensorMapSpec};
+
+use crate::bench::Device;
+use crate::report::Report;
+
+pub fn run(device: &Device, report: &mut Report) {
+    let driver = device.driver();
+    let arch = driver.device().arch.0;
+    let mut same = 0;
+    for case in conformance::cases() {
+        if case.sm > arch || (case.sm == 90 && arch != 90) {
+            continue;
+        }
+        let emulated = case.emulate(&Options::seeded(2)).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let found = on_device(&*driver, &case);
+        match case.compare(&found, &emulated) {
+            Ok(()) => same += 1,
+            Err(difference) => report.check(format!("conformance {}", case.name), difference, false),
+        }
+    }
+    report.check("conformance", format!("{same} cases agree with the emulator"), same > 0);
+}
+
+fn on_device(driver: &dyn Driver, case: &conformance::Case) -> Vec<u32> {
+    let alloc = |words: usize| driver.alloc(words.max(1) * 4, "conformance").expect("device memory");
+    let (input, output) = (alloc(case.input.len()), alloc(case.output_words));
+    if !case.input.is_empty() {
+        driver.upload(input, bytemuck::cast_slice(&case.input));
+    }
+    driver.upload(output, &vec![0xff; case.output_words * 4]);
+    let map = case.tensor_at(input.0).map_or([0; 16], |spec| driver.tensor_map(&described(&spec)).0);
+    let params = case.params(map, input.0, output.0);
+    let (grid, block, smem) = (case.grid, case.block[0], case.shared_bytes);
+    driver.launch(&Launch { kernel: case.kernel, grid, block, smem, params: &params });
+    let mut found = vec![0u32; case.output_words];
+    driver.download(output, bytemuck::cast_slice_mut(&mut found));
+    found
+}
+
+fn described(spec: &cusim::TensorMapSpec) -> TensorMapSpec {
+    let rank = spec.dims.len();
+    let fill = |of: &[u64], i: usize, or: u64| of.get(i).copied().unwrap_or(or);
+    TensorMapSpec {
+        base: DevicePtr(spec.base),
+        dims: std::array::from_fn(|i| fill(&spec.dims, i, 1)),
+        strides: std::array::from_fn(|i| fill(&spec.strides, i, 0)),
+        boxes: std::array::from_fn(|i| spec.tile.get(i).copied().unwrap_or(1)),
+        rank: rank as u32,
+    }
+}
