@@ -12,6 +12,7 @@
 //!        └─ a block: rounds over warps; a fiber runs until its next barrier, collective or wait
 //! ```
 
+pub mod conformance;
 mod launch;
 mod tensor_map;
 

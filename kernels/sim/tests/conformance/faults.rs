@@ -1,0 +1,1 @@
+//! What is undefined on a GPU is an error here.

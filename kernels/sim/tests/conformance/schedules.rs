@@ -1,0 +1,1 @@
+//! What a seed changes, and what it must not.
