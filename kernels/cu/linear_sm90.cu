@@ -9,8 +9,9 @@
 //
 // Decode runs through the same instruction, because whether wgmma rounds like mma.sync is unknown: a weight is
 // multiplied by this file for every number of rows, or never. Its row shapes take one warpgroup, 64 rows (wgmma's
-// least) and 64 or 128 channels; x comes in boxes of 8 rows, so that one live row costs 8.
-//   n = 4096: 64 blocks, 37 bytes a cycle each to reach 4.3 TB/s, of the 64 that an SM can take.
+// least) and 32 to 128 channels; x comes in boxes of 8 rows, so that one live row costs 8.
+//   o and down (n = 4096): 128 blocks of 32 channels, 15 stages of 4 KB in flight on each SM, 1 KB of w for each
+//   m64n32k16 of at most 33 cycles: 31 bytes a cycle against the 18.6 that memory delivers.
 //
 // The law holds as in linear.cuh: one accumulator per output, one wgmma k16 after another, k ascending from
 // zero, padded to 64 with TMA's zeros; n of the instruction is a matter of which elements travel together.
@@ -147,9 +148,9 @@ template <class S> DEVICE void sm90_init(const Sm90Ring& ring) {
 LINEAR_SM90_TILE(quire_linear_sm90_tile128, 128, 6)
 LINEAR_SM90_TILE(quire_linear_sm90_tile256, 256, 4)
 
-// One consumer group, two blocks an SM.
-#define LINEAR_SM90_ROW(NAME, BN, STAGES)                                                              \
-    extern "C" __global__ void __launch_bounds__(256, 2) NAME(const __grid_constant__ LinearSm90Params p) { \
+// One consumer group.
+#define LINEAR_SM90_ROW(NAME, BN, STAGES, BLOCKS_A_SM)                                                 \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS_A_SM) NAME(const __grid_constant__ LinearSm90Params p) { \
         using S = Sm90Shape<1, BN, 8, STAGES>;                                                         \
         DYN_SMEM(unsigned char, sm);                                                                   \
         SHARED_ARRAY(u64, full, STAGES);                                                               \
@@ -161,5 +162,6 @@ LINEAR_SM90_TILE(quire_linear_sm90_tile256, 256, 4)
     }                                                                                                  \
     CUSIM_KERNEL(NAME)
 
-LINEAR_SM90_ROW(quire_linear_sm90_row64, 64, 6)
-LINEAR_SM90_ROW(quire_linear_sm90_row128, 128, 4)
+LINEAR_SM90_ROW(quire_linear_sm90_row32, 32, 16, 1)
+LINEAR_SM90_ROW(quire_linear_sm90_row64, 64, 6, 2)
+LINEAR_SM90_ROW(quire_linear_sm90_row128, 128, 4, 2)

@@ -59,18 +59,22 @@ struct Shape {
     stages: u32,
     threads: u32,
     walk: Walk,
+    /// Rows of a box of x; 0: no tensor maps.
+    x_box: u32,
 }
 
 const fn mma(kernel: &'static str, bm: u32, bn: u32, stages: u32, threads: u32, walk: Walk) -> Shape {
-    Shape { kernel, family: LinearFamily::Mma, bm, bn, stages, threads, walk }
+    Shape { kernel, family: LinearFamily::Mma, bm, bn, stages, threads, walk, x_box: 0 }
 }
 
-const fn wgmma(kernel: &'static str, bm: u32, bn: u32, stages: u32, threads: u32, walk: Walk) -> Shape {
-    Shape { kernel, family: LinearFamily::Wgmma, bm, bn, stages, threads, walk }
+/// One consumer group of 64 rows for decode, two for prefill; the producer's group comes on top.
+const fn wgmma(kernel: &'static str, bm: u32, bn: u32, stages: u32, walk: Walk) -> Shape {
+    let (threads, x_box) = if bm == 64 { (256, 8) } else { (384, 64) };
+    Shape { kernel, family: LinearFamily::Wgmma, bm, bn, stages, threads, walk, x_box }
 }
 
 /// Narrow before wide: of equal estimates the first is taken.
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 16] = [
     mma("quire_linear_row16_n32", 16, 32, 16, 128, Walk::Panels),
     mma("quire_linear_row16_n64", 16, 64, 9, 128, Walk::Panels),
     mma("quire_linear_row16_n128", 16, 128, 5, 256, Walk::Panels),
@@ -82,10 +86,11 @@ const SHAPES: [Shape; 15] = [
     mma("quire_linear_row64_n128", 64, 128, 4, 256, Walk::Panels),
     mma("quire_linear_tile64", 64, 64, 5, 128, Walk::Tiles),
     mma("quire_linear_tile128", 128, 128, 3, 128, Walk::Tiles),
-    wgmma("quire_linear_sm90_row64", 64, 64, 6, 256, Walk::Tiles),
-    wgmma("quire_linear_sm90_row128", 64, 128, 4, 256, Walk::Tiles),
-    wgmma("quire_linear_sm90_tile128", 128, 128, 6, 384, Walk::Persistent),
-    wgmma("quire_linear_sm90_tile256", 128, 256, 4, 384, Walk::Persistent),
+    wgmma("quire_linear_sm90_row32", 64, 32, 16, Walk::Persistent),
+    wgmma("quire_linear_sm90_row64", 64, 64, 6, Walk::Tiles),
+    wgmma("quire_linear_sm90_row128", 64, 128, 4, Walk::Tiles),
+    wgmma("quire_linear_sm90_tile128", 128, 128, 6, Walk::Persistent),
+    wgmma("quire_linear_sm90_tile256", 128, 256, 4, Walk::Persistent),
 ];
 
 /// Bytes a cycle and multiprocessor: from memory, from L2 with all at it, and through one port at best.
@@ -133,19 +138,16 @@ impl Shape {
             Walk::Tiles => [tiles_m * tiles_n, 1, 1],
             Walk::Persistent => [(tiles_m * tiles_n).min(sms), 1, 1],
         };
-        let boxes = (self.family == LinearFamily::Wgmma).then_some(LinearBoxes {
-            x_rows: if self.walk == Walk::Persistent { 64 } else { 8 },
-            w_rows: self.bn,
-        });
+        let boxes = (self.x_box != 0).then_some(LinearBoxes { x_rows: self.x_box, w_rows: self.bn });
         LinearPlan { kernel: self.kernel, grid, block: self.threads, smem: self.smem(), boxes }
     }
 
-    /// The ring, and behind it (wgmma) a corner of 16 rows of 144 bytes for each consumer warp.
+    /// The ring, and behind it (wgmma) a corner for each consumer warp: 16 rows of up to 64 channels, and padding.
     fn smem(&self) -> u32 {
         let ring = self.stages * (self.bm + self.bn) * 128;
         match self.family {
             LinearFamily::Mma => ring,
-            LinearFamily::Wgmma => ring + self.bm / 16 * 16 * 144,
+            LinearFamily::Wgmma => ring + self.bm * (self.bn.min(64) * 2 + 16),
         }
     }
 
@@ -223,26 +225,27 @@ mod tests {
              2048 gate_up  quire_linear_tile128 [3584, 1, 1] x 128
              2048 down     quire_linear_tile128 [512, 1, 1] x 128
              2048 head     quire_linear_tile128 [16032, 1, 1] x 128
-        "#]].assert_eq(&table(LinearFamily::Mma));
+        "#]]
+        .assert_eq(&table(LinearFamily::Mma));
     }
 
     #[test]
     fn llama_8b_on_132_multiprocessors_by_wgmma() {
         expect![[r#"
                 1 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-                1 o        quire_linear_sm90_row64 [64, 1, 1] x 256
+                1 o        quire_linear_sm90_row32 [128, 1, 1] x 256
                 1 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
-                1 down     quire_linear_sm90_row64 [64, 1, 1] x 256
+                1 down     quire_linear_sm90_row32 [128, 1, 1] x 256
                 1 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
                16 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-               16 o        quire_linear_sm90_row64 [64, 1, 1] x 256
+               16 o        quire_linear_sm90_row32 [128, 1, 1] x 256
                16 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
-               16 down     quire_linear_sm90_row64 [64, 1, 1] x 256
+               16 down     quire_linear_sm90_row32 [128, 1, 1] x 256
                16 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
                64 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-               64 o        quire_linear_sm90_row64 [64, 1, 1] x 256
+               64 o        quire_linear_sm90_row32 [128, 1, 1] x 256
                64 gate_up  quire_linear_sm90_tile256 [112, 1, 1] x 384
-               64 down     quire_linear_sm90_row64 [64, 1, 1] x 256
+               64 down     quire_linear_sm90_row32 [128, 1, 1] x 256
                64 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
               256 qkv      quire_linear_sm90_tile128 [96, 1, 1] x 384
               256 o        quire_linear_sm90_row128 [128, 1, 1] x 256
@@ -254,7 +257,8 @@ mod tests {
              2048 gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
              2048 down     quire_linear_sm90_tile256 [132, 1, 1] x 384
              2048 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
-        "#]].assert_eq(&table(LinearFamily::Wgmma));
+        "#]]
+        .assert_eq(&table(LinearFamily::Wgmma));
     }
 
     #[test]
