@@ -9,6 +9,7 @@ pub mod norm;
 pub mod pages;
 pub mod rope_store;
 pub mod rows;
+pub mod sample;
 
 use super::driver::Launch;
 
