@@ -146,6 +146,8 @@ DEVICE void conform_wgmma_ss(const ConformanceParams& p) {
     wg_wait<0>();
     conform_show<N>(p, d);
 }
+CONFORM(wgmma_ss_n32, 128) { conform_wgmma_ss<32>(p); }
+CUSIM_KERNEL(quire_conform_wgmma_ss_n32)
 CONFORM(wgmma_ss_n64, 128) { conform_wgmma_ss<64>(p); }
 CUSIM_KERNEL(quire_conform_wgmma_ss_n64)
 CONFORM(wgmma_ss_n128, 128) { conform_wgmma_ss<128>(p); }

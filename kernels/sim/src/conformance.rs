@@ -125,6 +125,7 @@ fn hopper_cases() -> Vec<Case> {
     let mut all = vec![
         block("bar_sync", 128, 512, words(128), 128 * 3),
         block("mbar_ring", 64, 256, words(160), 160),
+        block("wgmma_ss_n32", 128, 8192 + 4096, whole_bf16(64 * 64 + 32 * 64), 128 * 16),
         block("wgmma_ss_n64", 128, 8192 * 2, whole_bf16(64 * 64 * 2), 128 * 32),
         block("wgmma_ss_n128", 128, 8192 * 3, whole_bf16(64 * 64 * 3), 128 * 64),
         block("wgmma_ss_n256", 128, 8192 * 5, whole_bf16(64 * 64 * 5), 128 * 128),
@@ -202,7 +203,7 @@ fn tma(what: &str, short: &str, dims: &[u64], tile: &[u32], swizzle: Swizzle, at
     Case { name: format!("{short}: {what}"), tensor: Some(tensor), ..case }
 }
 
-const KERNELS: [&str; 33] = [
+const KERNELS: [&str; 34] = [
     "quire_conform_bf16_round",
     "quire_conform_bf16_pack",
     "quire_conform_bf16_unpack",
@@ -228,6 +229,7 @@ const KERNELS: [&str; 33] = [
     "quire_conform_tma_3d",
     "quire_conform_tma_4d",
     "quire_conform_tma_phases",
+    "quire_conform_wgmma_ss_n32",
     "quire_conform_wgmma_ss_n64",
     "quire_conform_wgmma_ss_n128",
     "quire_conform_wgmma_ss_n256",

@@ -4,6 +4,7 @@ mod faults;
 mod hopper;
 mod ptx;
 mod schedules;
+mod wrong;
 
 use cusim::conformance::{Case, cases};
 use cusim::{Options, kernel_names};

@@ -16,6 +16,7 @@ pub fn expected(case: &Case) -> Option<Vec<u32>> {
             tma_box(case, &at)
         }
         "tma_phases" => [0, 8, 16, 24].iter().flat_map(|row| tma_box(case, &[0, *row])).collect(),
+        "wgmma_ss_n32" => wgmma_ss(input, 32, 0, 0, 4),
         "wgmma_ss_n64" => wgmma_ss(input, 64, 0, 0, 4),
         "wgmma_ss_n128" => wgmma_ss(input, 128, 0, 0, 4),
         "wgmma_ss_n256" => wgmma_ss(input, 256, 0, 0, 4),
