@@ -8,8 +8,10 @@
 //! The kernels (`kernels/cu`) are one source for nvcc, NVRTC and g++. Everything above [`Driver`] runs the
 //! same on a card and under the emulator, which is how it is tested where there is no card.
 
+pub mod attend_plan;
 pub mod driver;
 pub mod gpu;
+pub mod linear_fp8;
 pub mod linear_plan;
 pub mod params;
 pub mod source;
