@@ -3,15 +3,16 @@
 // kernels/src/sample.rs.
 //
 // Roofline (H200): 64 rows of 128,256 f32 are 32.8 MB, 7.6 us from memory at 4.3 TB/s and about 5 us from L2 (60 MB),
-// where the rows still lie after the first pass. Arithmetic at 132 x 128 lanes x 1.7 GHz, 64 rows: scan 8
-// instructions a logit, 2.3 us (behind its bytes); mass 45 (an exact quotient, none at temperature 1, and 20 of the
-// exponential), 13 us; split 18 (quotient, two comparisons; the exponential only in warps that hold a kept token),
-// 5 us, so its bytes count. Sum of the floors, filtered rows: 8 + 13 + 5 + about 5 for the draw; temperature
-// alone: 8 + 13 + 2; greedy: 8. By kinds: rows that want less leave a launch at once.
+// where the rows still lie after the first pass. Instructions at 132 x 128 lanes x 1.755 GHz, 64 rows: scan 8 a logit,
+// 2.2 us, behind its bytes; mass 45 (8 for the quotient, 20 for the exponential, the rest rounding and counting),
+// 12.5 us where all logits lie within 24 nats of the likeliest, less where a warp's do not; split 14, 4 us, so its
+// bytes count (the exponential runs only for kept tokens). Sums: greedy 8 us, temperature alone 8 + 11 + 2, filtered
+// 8 + 12.5 + 5 + about 5 for the draw. The exponential's unfused polynomial is the price of the CPU's bits. Rows that
+// want less leave a launch at once.
 //
 // The unit is a sub-block of 512 logits in the registers of one warp, four 16-byte loads in flight a lane; a block has
-// sixteen, so 64 rows are 1024 blocks, all resident. No cluster and no cooperative launch: the maximum, the histogram and the
-// list pass between launches through 58 KB a row, which also runs on sm_80. The obvious others: sorting 128k
+// sixteen, so 64 rows are 1024 blocks, all resident. No cluster and no cooperative launch: the maximum, the histogram
+// and the list pass between launches through 60 KB a row, which also runs on sm_80. The obvious others: sorting 128k
 // (logit, id) pairs moves the row eight times; one block a row leaves a decode step of one row on one SM for 5 us a
 // pass; thresholds found by bisection on the mass need a dozen passes and are not the CPU's set.
 //
@@ -32,8 +33,8 @@ DEVICE u64 sub_best(u32 sub, const float (&x)[EACH]) {
     return warp_most(rank_key(most, id_of(sub, at)));
 }
 
-// x / repetition is a product in double with the inverse, rounded once more: within 2^-52 of a quotient that is never nearer
-// than 2^-49 to where the rounding turns, so the same float (subnormal ones aside).
+// x / repetition is a product in double with the inverse, rounded once more: within 2^-52 of a quotient that is never
+// nearer than 2^-49 to where the rounding turns, so the same float (subnormal ones aside).
 DEVICE float edited(const SampleRow& r, const SampleEdit& e, float x) {
     if (e.flags & BANNED) x = negative_infinity();
     if (e.flags & BIASED) x = sane(add_rn(x, e.bias));
@@ -85,13 +86,13 @@ struct Histogram {
     u32 *counts, *low, *high;
 };
 
-DEVICE void count_sub(const Law& law, const SampleRow& r, bool limited, const float (&x)[EACH], const Histogram& h) {
+DEVICE void count_sub(const Law& law, bool limited, bool cut, const float (&x)[EACH], const Histogram& h) {
     UNROLL for (u32 i = 0; i < EACH; i++) {
         float depth = law.depth(x[i]);
         if (!alive(law, depth)) continue;
         u32 bin = (u32)bin_of(depth);
         if (limited) atomicAdd(h.counts + bin, 1u);
-        if (!cuts(r)) continue;
+        if (!cut) continue;
         u64 mass = law.mass(depth);
         atomicAdd(h.low + bin, (u32)mass & 0x1ffffu);
         atomicAdd(h.high + bin, (u32)(mass >> 17));
@@ -148,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quire_sample_mass(const __
         if (sub >= subs_of(p)) break;
         float x[EACH];
         read_sub(p.logits + (u64)row * p.stride, sub, p.vocab, x);
-        if (filtered) count_sub(law, r, limited, x, h);
+        if (filtered) count_sub(law, limited, cuts(r), x, h);
         if (is_random(r) && !filtered) {
             u64 sum = sub_mass(law, x);
             if (threadIdx.x % 32 == 0) s.masses[sub] = sum;
@@ -200,7 +201,8 @@ DEVICE Border border_of(const SampleScratch& s, const SampleRow& r, u32 vocab, u
 
 // Lists the candidates of a sub-block and gives the mass of what is surely kept. Which logits those are is decided
 // without a branch; the few that are get read again.
-DEVICE u64 split_sub(const Law& law, const Border& b, u32 sub, const float* row, const float (&x)[EACH], SampleScratch& s) {
+DEVICE u64 split_sub(const Law& law, const Border& b, u32 sub, const float* row, const float (&x)[EACH],
+                     SampleScratch& s) {
     u32 sure = 0, maybe = 0;
     UNROLL for (u32 i = 0; i < EACH; i++) {
         float depth = law.depth(x[i]), bin = bin_of(depth);

@@ -135,8 +135,9 @@ DEVICE u64 to_whole(float x) {
 struct Law {
     float max, temperature, inverse, floor;
     // (max - x) / temperature. A quotient in five operations instead of a dozen with a call for odd operands: two
-    // corrections of (max - x) * inverse, the second of which rounds as division does wherever nothing underflows or overflows;
-    // there (differences below 2^-100 or above 2^100) the mass is 1 or 0 whatever the last bit, or NaN, which is not alive.
+    // corrections of (max - x) * inverse, the second of which rounds as division does wherever nothing underflows or
+    // overflows; there (differences below 2^-100 or above 2^100) the mass is 1 or 0 whatever the last bit, or the
+    // depth is NaN, which is not alive.
     DEVICE float depth(float x) const {
         float below = add_rn(max, -x), q = mul_rn(below, inverse);
         q = __fmaf_rn(__fmaf_rn(-q, temperature, below), inverse, q);

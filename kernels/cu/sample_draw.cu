@@ -1,22 +1,22 @@
 // Sampling, the end: one block a row orders the few tokens at the filters' border, draws, and reports.
 //
-// Arithmetic (H200): 64 blocks on 132 SMs, so latency counts, not bandwidth. A typical filtered row (top-k 50, top-p
-// 0.9) has 60 candidates: two selections of at most five digits, about 0.6 us a digit, then two scans and one sub-block:
-// about 5 us. Temperature alone: two scans, 2 us. A report reads the sub-blocks that reach the token (rank) and one more a
-// reported alternative: 1 us each, on one warp.
+// Arithmetic (H200): 64 blocks on 132 SMs, so latency counts, not bandwidth. A typical filtered row (top-k 50,
+// top-p 0.9) has 60 candidates: two selections of at most five digits, about 0.6 us a digit, then two scans and one
+// sub-block: about 5 us. Temperature alone: two scans, 2 us. A report reads the sub-blocks that reach the token (rank)
+// and one more for each reported alternative: 1 us each, on one warp.
 //
 // A selection finds, digit by digit from the top, the rank key at which the candidates' count (top-k) or mass (top-p)
 // reaches a target. The obvious other, sorting the candidates, needs a bound on their number; this needs none: where
-// the list of 4096 overflowed (flat rows), the same code walks the row itself, slower and with the same result. Whole warps
-// on one digit add up before they touch shared memory, so a row of equal logits is no worse than another.
+// the list of 4096 overflowed (flat rows), the same code walks the row itself, slower and with the same result. Whole
+// warps on one digit add up before they touch shared memory, so a row of equal logits is no worse than another.
 //
 // The draw is inverse-CDF in the order of ids, first over sub-blocks, then within one; sums are whole numbers, so the
 // token is that of one running sum over the row. If rounding puts the target at the whole mass, the last token with
 // a mass is drawn, as on the CPU.
 //
 // Logprobs: the sum of exponentials is one of multiples of 2^-45 (each within 2^-46, 4e-9 of the whole for any
-// vocabulary), where the CPU adds doubles; both then take a logarithm in double and round to f32. They agree within 1e-6
-// relative, and but for a rounding tie to the bit.
+// vocabulary), where the CPU adds doubles; both then take a logarithm in double and round to f32. They agree within
+// 1e-6 relative, and but for a rounding tie to the bit.
 //
 // grid = rows, block = 256. Forced rows (prompt logprobs) report their token and draw nothing.
 #include "sample.cuh"
@@ -85,7 +85,8 @@ DEVICE u64 select(const Candidates& c, u64 least, u64 target, u64* parts, u64* w
             u64 key = c.key(i);
             bool counts_here = key && key >= least && key >> shift >> DIGIT_BITS == prefix;
             // Digits from the top: the likeliest have the smallest.
-            add_weights(weights, counts, DIGITS - 1 - ((u32)(key >> shift) & (DIGITS - 1)), counts_here ? weight(key) : 0);
+            u32 digit = DIGITS - 1 - ((u32)(key >> shift) & (DIGITS - 1));
+            add_weights(weights, counts, digit, counts_here ? weight(key) : 0);
         }
         __syncthreads();
         Reach reach = first_reaching(target, parts, [&](u32 i) { return weights[i]; });
@@ -155,7 +156,8 @@ DEVICE u32 inverse_cdf(const Draw& d, const Kept& kept, const u64* masses) {
     u64 target = point >= (double)total ? total : (u64)floor(point) + 1;  // a whole sum exceeds it from here on
     Reach sub = first_reaching(target, d.parts, [&](u32 i) { return i < subs ? masses[i] : 0; });
     target -= sub.before;
-    Reach token = first_reaching(target, d.parts, [&](u32 i) { return i < SUB ? kept_mass(d, kept, sub.at * SUB + i) : 0; });
+    auto mass = [&](u32 i) { return i < SUB ? kept_mass(d, kept, sub.at * SUB + i) : 0; };
+    Reach token = first_reaching(target, d.parts, mass);
     return sub.at * SUB + token.at;
 }
 
@@ -220,7 +222,8 @@ DEVICE u32 rank_of(const Draw& d, u32 token, float x) {
     u32 lane = threadIdx.x % 32;
     ONE_BY_ONE for (u32 sub = threadIdx.x / 32; sub < subs_of(d.p); sub += THREADS / 32) {
         if (d.s.best[sub] <= key) continue;  // nothing there is likelier
-        for (u32 id = sub * SUB + lane; id < min((sub + 1) * SUB, d.p.vocab); id += 32) mine += likelier(sane(d.logits[id]), id);
+        u32 end = min((sub + 1) * SUB, d.p.vocab);
+        for (u32 id = sub * SUB + lane; id < end; id += 32) mine += likelier(sane(d.logits[id]), id);
     }
     return (u32)block_total(mine, d.parts) + 1;
 }

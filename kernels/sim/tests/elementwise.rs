@@ -9,7 +9,7 @@ use kernels::cuda::driver::{DevicePtr, Launch};
 use kernels::cuda::params::act::SiluMulParams;
 use kernels::cuda::params::norm::{AddRmsNormParams, RmsNormParams};
 use kernels::cuda::params::pages::{PageCopyParams, PageStageParams, PageVerifyParams, PageZeroParams};
-use kernels::cuda::params::rope_store::{RopeStoreParams, lanes};
+use kernels::cuda::params::rope_store::{RopeStoreE4m3Params, RopeStoreParams, lanes};
 use kernels::cuda::params::rows::{EmbedParams, GatherParams};
 
 use crate::support::{Guarded, SEEDS, assert_close, bf16, bf16_values, cases, f32_of, normal, normal_bf16};
@@ -347,9 +347,10 @@ impl RopeCase {
         2 * self.v_offset()
     }
 
-    fn run(&self, seed: u64) -> (Vec<u16>, Vec<u16>) {
+    /// The rows and the pool of `T` after a launch.
+    fn run<T: Pod>(&self, launch: impl Fn(RopeStoreParams, u32)) -> (Vec<u16>, Vec<T>) {
         let mut qkv = Guarded::from(&self.qkv);
-        let mut pool = Guarded::<u16>::new(self.pages * self.page_stride());
+        let mut pool = Guarded::<T>::new(self.pages * self.page_stride());
         let (mut positions, mut pages) = (Guarded::from(&self.positions), Guarded::from(&self.row_pages));
         let mut live = Guarded::from(&[self.live as u32]);
         let mut optional =
@@ -364,7 +365,7 @@ impl RopeCase {
             angles,
             q_norm,
             k_norm,
-            kv: device(&mut pool).add(2 * self.layer_offset()),
+            kv: device(&mut pool).add(size_of::<T>() * self.layer_offset()),
             page_stride: self.page_stride() as u64,
             v_offset: self.v_offset() as u64,
             head_stride: self.head_stride() as u64,
@@ -377,7 +378,7 @@ impl RopeCase {
             eps: EPS,
             pad: 0,
         };
-        start(&params.launch(self.positions.len() as u32), seed);
+        launch(params, self.positions.len() as u32);
         (qkv.take("qkv"), pool.take("pool"))
     }
 
@@ -414,7 +415,8 @@ impl RopeCase {
     }
 
     fn check(&self, what: &str) {
-        let (qkv, mut pool) = on_schedules(what, |seed| self.run(seed));
+        let (qkv, mut pool) =
+            on_schedules(what, |seed| self.run::<u16>(|params, rows| start(&params.launch(rows), seed)));
         let mut want = self.qkv.clone();
         for r in 0..self.live {
             for index in 0..self.heads + 2 * self.kv_heads {
@@ -441,6 +443,44 @@ impl RopeCase {
             }
         }
         assert_eq!(qkv, want, "{what}: k, v or a dead row changed in place");
+        assert!(untouched(&pool), "{what}: another slot was written");
+    }
+}
+
+/// The value of an 8-bit float: 4 exponent bits, 3 mantissa bits.
+fn e4m3_value(bits: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0 * 2f64.powi(-6),
+        e => (1.0 + mantissa / 8.0) * 2f64.powi(e - 7),
+    };
+    if bits >> 7 == 1 { -magnitude } else { magnitude }
+}
+
+#[test]
+fn rope_store_rounds_to_eight_bits() {
+    let mut rng = SplitMix::new(11);
+    for case in 0..cases(200) {
+        let c = RopeCase::random(&mut rng);
+        let scales = [2f32.powi(below(&mut rng, 9) as i32 - 4), 1.5];
+        let what = format!("case {case}: {}q {}kv heads of {}", c.heads, c.kv_heads, c.head_dim);
+        let (qkv, mut pool) = on_schedules(&what, |seed| {
+            c.run::<u8>(|at, rows| {
+                start(&RopeStoreE4m3Params { at, k_scale: scales[0], v_scale: scales[1] }.launch(rows), seed)
+            })
+        });
+        let (same, _) = c.run::<u16>(|params, rows| start(&params.launch(rows), 7));
+        assert_eq!(qkv, same, "{what}: q depends on the pool's type");
+        for (r, index) in (0..c.live).flat_map(|r| (c.heads..c.heads + 2 * c.kv_heads).map(move |i| (r, i))) {
+            let scale = f64::from(scales[usize::from(index >= c.heads + c.kv_heads)]);
+            let at = c.stored_at(r, index);
+            for (i, want) in c.head(r, index).into_iter().enumerate() {
+                let (got, want) = (e4m3_value(pool[at + i]), (want * scale).clamp(-448.0, 448.0));
+                let error = (got - want).abs();
+                assert!(error <= (want.abs() / 16.0).max(2f64.powi(-10)) * 1.001, "{what}: {got} for {want}");
+            }
+            pool[at..at + c.head_dim].fill(0xFF);
+        }
         assert!(untouched(&pool), "{what}: another slot was written");
     }
 }
