@@ -58,6 +58,9 @@ CONFORM(e4m3_encode, 256) {
 }
 CUSIM_KERNEL(quire_conform_e4m3_encode)
 
+CONFORM(e4m3_widen, 256) { conform_seen(p, 1).word(e4m3x2_to_bf16x2(p.in[threadIdx.x])); }
+CUSIM_KERNEL(quire_conform_e4m3_widen)
+
 // ---- memory ------------------------------------------------------------------------------------------------------------
 
 CONFORM(vector_copy, 64) {

@@ -102,6 +102,7 @@ pub fn cases() -> Vec<Case> {
         values("bf16_unpack", 8, floats(2048), 3),
         values("e4m3_decode", 1, (0..256).collect(), 1),
         values("e4m3_encode", 16, e4m3_edges(4096), 1),
+        values("e4m3_widen", 1, (0..256).map(|i| i << 8 | (255 - i) << 24 | 0x0055_00AA).collect(), 1),
         values("unfused", 4, moderate(3072), 1),
         approximate("ex2", exponents(2048), 2e-7),
         approximate("lg2", positive(2048), 1e-6),
@@ -203,7 +204,7 @@ fn tma(what: &str, short: &str, dims: &[u64], tile: &[u32], swizzle: Swizzle, at
     Case { name: format!("{short}: {what}"), tensor: Some(tensor), ..case }
 }
 
-const KERNELS: [&str; 34] = [
+const KERNELS: [&str; 35] = [
     "quire_conform_bf16_round",
     "quire_conform_bf16_pack",
     "quire_conform_bf16_unpack",
@@ -213,6 +214,7 @@ const KERNELS: [&str; 34] = [
     "quire_conform_unfused",
     "quire_conform_e4m3_decode",
     "quire_conform_e4m3_encode",
+    "quire_conform_e4m3_widen",
     "quire_conform_vector_copy",
     "quire_conform_cp_async",
     "quire_conform_shared_arrays",

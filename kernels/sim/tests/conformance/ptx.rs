@@ -24,6 +24,7 @@ pub fn expected(case: &Case) -> Option<Vec<u32>> {
         }),
         "e4m3_decode" => each(&|i| e4m3_value(i as u8)),
         "e4m3_encode" => (0..words).map(|i| u32::from(e4m3_nearest(float(i)))).collect(),
+        "e4m3_widen" => input.iter().map(|w| widened(w >> 8) | widened(w >> 24) << 16).collect(),
         "vector_copy" => (0..words).map(|i| input[i ^ 4]).collect(),
         "cp_async" => cp_async(input),
         "shared_arrays" => (0..64).rev().flat_map(|t| [0, 1, 2].map(|k| input[t].wrapping_add(k))).collect(),
@@ -41,6 +42,13 @@ pub fn expected(case: &Case) -> Option<Vec<u32>> {
 /// cvt.rn.bf16: the nearest, ties to even; one NaN for all.
 fn rounded(v: f32) -> u16 {
     if v.is_nan() { 0x7fff } else { bf16(v) }
+}
+
+/// The bf16 of the lowest byte; what would be NaN counts on as a number.
+fn widened(word: u32) -> u32 {
+    let bits = word as u8;
+    let value = if bits & 0x7f == 0x7f { 480f32.copysign(f32::from(bits as i8)) } else { e4m3_value(bits) };
+    u32::from(bf16(value))
 }
 
 fn e4m3_value(bits: u8) -> f32 {
