@@ -35,7 +35,7 @@ template <class S> DEVICE void linear_row(const LinearParams& p, unsigned char* 
 #define LINEAR_ROW(NAME, BM, BN, WARPS, STAGES)                                                                \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) NAME(const __grid_constant__ LinearParams p) { \
         DYN_SMEM(unsigned char, sm);                                                                           \
-        linear_row<LinearShape<BM, BN, 1, WARPS, STAGES>>(p, sm);                                              \
+        linear_row<LinearShape<Bf16Weights, BM, BN, 1, WARPS, STAGES>>(p, sm);                                              \
     }                                                                                                          \
     CUSIM_KERNEL(NAME)
 

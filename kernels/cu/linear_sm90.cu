@@ -9,8 +9,9 @@
 //
 // Decode runs through the same instruction, because whether wgmma rounds like mma.sync is unknown: a weight is
 // multiplied by this file for every number of rows, or never. Its row shapes take one warpgroup, 64 rows (wgmma's
-// least) and 64 or 128 channels; x comes in boxes of 8 rows, so that one live row costs 8.
-//   n = 4096: 64 blocks, 37 bytes a cycle each to reach 4.3 TB/s, of the 64 that an SM can take.
+// least) and 32 to 128 channels; x comes in boxes of 8 rows, so that one live row costs 8.
+//   o and down (n = 4096): 128 blocks of 32 channels, 15 stages of 4 KB in flight on each SM, 1 KB of w for each
+//   m64n32k16 of at most 33 cycles: 31 bytes a cycle against the 18.6 that memory delivers.
 //
 // The law holds as in linear.cuh: one accumulator per output, one wgmma k16 after another, k ascending from
 // zero, padded to 64 with TMA's zeros; n of the instruction is a matter of which elements travel together.
@@ -18,6 +19,10 @@
 // One thread produces. full[slot] counts TMA's bytes, empty[slot] one arrival per consumer warp, which comes when
 // the wgmma after the slot's has been issued and the slot's own is complete. The big shapes are persistent, so that
 // the producer fills the ring for the next tile while this one is stored.
+//
+// Launched with programmatic overlap, a block asks for its first ring of weights while the kernel before still runs
+// (8 MB over the card, 1.9 us at 4.3 TB/s). *rows_live is read before that kernel has ended: what writes it lies at
+// least two kernels back. Without the attribute both instructions do nothing.
 //
 // Dead rows inside a box are read (they exist, with whatever they hold) but a row only ever touches itself.
 #include "hopper.cuh"
@@ -57,23 +62,43 @@ template <class S> DEVICE LinearTile sm90_tile(const LinearSm90Params& p, u32 id
     return linear_tile_at(id, (rows + S::BM - 1) / S::BM, (p.out.n + S::BN - 1) / S::BN);
 }
 
-// One thread: every stage of every tile of this block, as slots become free.
+template <class S> DEVICE void sm90_ask_w(const LinearSm90Params& p, const Sm90Ring& ring, u32 slot, u32 k, u32 tile_n, u32 boxes) {
+    mbar_expect_tx(&ring.full[slot], boxes * S::X_BOX * LINEAR_KB * 2 + S::W_BYTES);
+    tma_load_2d(ring.smem + slot * S::STAGE_BYTES + S::X_BYTES, &p.w, &ring.full[slot], (i32)k, (i32)(tile_n * S::BN));
+}
+
+template <class S> DEVICE void sm90_ask_x(const LinearSm90Params& p, const Sm90Ring& ring, u32 slot, u32 k, u32 tile_m, u32 boxes) {
+    unsigned char* to = ring.smem + slot * S::STAGE_BYTES;
+    for (u32 b = 0; b < boxes; b++)
+        tma_load_2d(to + b * S::X_BOX * LINEAR_KB * 2, &p.x, &ring.full[slot], (i32)k, (i32)(tile_m * S::BM + b * S::X_BOX));
+}
+
+template <class S> DEVICE u32 sm90_boxes(const LinearTile& t, u32 rows) {
+    return (min(rows - t.m * S::BM, (u32)S::BM) + S::X_BOX - 1) / S::X_BOX;
+}
+
+// One thread: every stage of every tile of this block, as slots become free. Weights depend on no other kernel:
+// the first ring of them is asked for before the kernel that makes x has ended.
 template <class S> DEVICE void sm90_produce(const LinearSm90Params& p, const Sm90Ring& ring, u32 rows) {
     Sm90Cursor<S> at;
-    for (u32 id = blockIdx.x;; id += gridDim.x) {
-        LinearTile t = sm90_tile<S>(p, id, rows);
-        if (!t.exists) return;
-        u32 live = min(rows - t.m * S::BM, (u32)S::BM), boxes = (live + S::X_BOX - 1) / S::X_BOX;
+    u32 id = blockIdx.x, early = 0;
+    LinearTile t = sm90_tile<S>(p, id, rows);
+    for (; t.exists && early < S::STAGES && early * LINEAR_KB < p.k; early++)
+        sm90_ask_w<S>(p, ring, early, early * LINEAR_KB, t.n, sm90_boxes<S>(t, rows));
+    griddep_wait();
+    for (; t.exists; id += gridDim.x, t = sm90_tile<S>(p, id, rows)) {
+        u32 boxes = sm90_boxes<S>(t, rows);
         for (u32 k = 0; k < p.k; k += LINEAR_KB, at.advance()) {
-            u64* bar = &ring.full[at.slot];
-            unsigned char* stage = ring.smem + at.slot * S::STAGE_BYTES;
-            mbar_wait(&ring.empty[at.slot], at.parity ^ 1);
-            mbar_expect_tx(bar, boxes * S::X_BOX * LINEAR_KB * 2 + S::W_BYTES);
-            tma_load_2d(stage + S::X_BYTES, &p.w, bar, (i32)k, (i32)(t.n * S::BN));
-            for (u32 b = 0; b < boxes; b++)
-                tma_load_2d(stage + b * S::X_BOX * LINEAR_KB * 2, &p.x, bar, (i32)k, (i32)(t.m * S::BM + b * S::X_BOX));
+            if (early != 0) {
+                early--;
+            } else {
+                mbar_wait(&ring.empty[at.slot], at.parity ^ 1);
+                sm90_ask_w<S>(p, ring, at.slot, k, t.n, boxes);
+            }
+            sm90_ask_x<S>(p, ring, at.slot, k, t.m, boxes);
         }
     }
+    griddep_launch(); // all is asked for: the next kernel may begin with its own weights
 }
 
 // The chain of one tile for this warpgroup's 64 rows. Two stages are in flight: a slot is given back when the next
@@ -102,6 +127,7 @@ template <class S> DEVICE void sm90_consume(const LinearSm90Params& p, const Sm9
     u32 warp = (threadIdx.x - 128) >> 5, group = warp >> 2;
     unsigned char* corner = ring.smem + S::CORNERS + warp * LinearCorner<S::NT>::BYTES;
     Sm90Cursor<S> at;
+    griddep_wait(); // the kernel before may still read what is written here
     for (u32 id = blockIdx.x;; id += gridDim.x) {
         LinearTile t = sm90_tile<S>(p, id, rows);
         if (!t.exists) return;
@@ -147,9 +173,9 @@ template <class S> DEVICE void sm90_init(const Sm90Ring& ring) {
 LINEAR_SM90_TILE(quire_linear_sm90_tile128, 128, 6)
 LINEAR_SM90_TILE(quire_linear_sm90_tile256, 256, 4)
 
-// One consumer group, two blocks an SM.
-#define LINEAR_SM90_ROW(NAME, BN, STAGES)                                                              \
-    extern "C" __global__ void __launch_bounds__(256, 2) NAME(const __grid_constant__ LinearSm90Params p) { \
+// One consumer group.
+#define LINEAR_SM90_ROW(NAME, BN, STAGES, BLOCKS_A_SM)                                                 \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS_A_SM) NAME(const __grid_constant__ LinearSm90Params p) { \
         using S = Sm90Shape<1, BN, 8, STAGES>;                                                         \
         DYN_SMEM(unsigned char, sm);                                                                   \
         SHARED_ARRAY(u64, full, STAGES);                                                               \
@@ -161,5 +187,6 @@ LINEAR_SM90_TILE(quire_linear_sm90_tile256, 256, 4)
     }                                                                                                  \
     CUSIM_KERNEL(NAME)
 
-LINEAR_SM90_ROW(quire_linear_sm90_row64, 64, 6)
-LINEAR_SM90_ROW(quire_linear_sm90_row128, 128, 4)
+LINEAR_SM90_ROW(quire_linear_sm90_row32, 32, 16, 1)
+LINEAR_SM90_ROW(quire_linear_sm90_row64, 64, 6, 2)
+LINEAR_SM90_ROW(quire_linear_sm90_row128, 128, 4, 2)

@@ -25,12 +25,12 @@ template <class S> DEVICE void linear_tile(const LinearParams& p, unsigned char*
 
 extern "C" __global__ void __launch_bounds__(128, 2) quire_linear_tile64(const __grid_constant__ LinearParams p) {
     DYN_SMEM(unsigned char, sm);
-    linear_tile<LinearShape<64, 64, 2, 2, 5>>(p, sm);
+    linear_tile<LinearShape<Bf16Weights, 64, 64, 2, 2, 5>>(p, sm);
 }
 CUSIM_KERNEL(quire_linear_tile64)
 
 extern "C" __global__ void __launch_bounds__(128, 2) quire_linear_tile128(const __grid_constant__ LinearParams p) {
     DYN_SMEM(unsigned char, sm);
-    linear_tile<LinearShape<128, 128, 2, 2, 3>>(p, sm);
+    linear_tile<LinearShape<Bf16Weights, 128, 128, 2, 2, 3>>(p, sm);
 }
 CUSIM_KERNEL(quire_linear_tile128)

@@ -56,6 +56,18 @@ DEVICE void linear_store2(const LinearOutput& o, u32 row, u32 col, float v0, flo
     }
 }
 
+// By channel, as weights of 8 bits need.
+template <int MT, int NT> DEVICE void linear_scale(const float* scale, u32 n, const LinearShare& s, float (&acc)[MT][NT][4]) {
+    UNROLL for (int t = 0; t < NT; t++) {
+        u32 col = s.col + t * 8 + (threadIdx.x & 3) * 2;
+        float s0 = col < n ? scale[col] : 0.f, s1 = col + 1 < n ? scale[col + 1] : 0.f;
+        UNROLL for (int m = 0; m < MT; m++) {
+            acc[m][t][0] = mul_rn(acc[m][t][0], s0); acc[m][t][1] = mul_rn(acc[m][t][1], s1);
+            acc[m][t][2] = mul_rn(acc[m][t][2], s0); acc[m][t][3] = mul_rn(acc[m][t][3], s1);
+        }
+    }
+}
+
 template <int MT, int NT> DEVICE void linear_bias(const LinearOutput& o, const LinearShare& s, float (&acc)[MT][NT][4]) {
     if (o.bias == nullptr) return;
     UNROLL for (int t = 0; t < NT; t++) {

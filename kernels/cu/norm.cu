@@ -7,7 +7,7 @@
 // columns, 1024 for 16384): the row is read once and waits in registers while its sum is made. Warps on a row
 // (a warp for each) would need 128 values a lane at 4096 columns and leave a decode step on a few SMs; a
 // persistent block with the weights in registers saves only L1 traffic. At 64 bytes in flight a thread and
-// 1536 threads an SM, three times what latency x bandwidth asks is under way.
+// 1280 threads an SM, three times what latency x bandwidth asks is under way.
 //
 // The order of a sum is a function of the columns alone: sixteen values in a thread, a butterfly in a warp, a
 // butterfly over warps. Products and sums are not fused and square root and quotient are the exact ones, so the

@@ -3,14 +3,14 @@
 // Roofline (H200, 4.3 TB/s read + write): a copy moves each byte twice, 10 GiB of zeros or of verified pages take
 // 2.5 ms. Nothing is computed.
 //
-// Work is cut into chunks of 16 KB: 256 threads, four 16-byte accesses each, all four loads issued before the first use.
-// A grid of 8 blocks an SM walks the chunks, so 128 KB are in flight on each SM (22 KB would cover latency) whatever
-// the number and size of pages; a block for each page would leave SMs idle when a request frees three pages. The
-// driver's own copies need one call for each page and direction; a list of 1280 pages is one launch here.
+// Work is cut into chunks of 16 KB: 256 threads, four 16-byte accesses each, all four loads issued before the first
+// use. A grid of 8 blocks an SM walks the chunks, so 128 KB are in flight on each SM (22 KB would cover latency)
+// whatever the number and size of pages; a block for each page would leave SMs idle when a request frees three pages.
+// The driver's own copies need one call for each page and direction; a list of 1280 pages is one launch here.
 //
 // Verification is its own launch and its loads are volatile: they cannot be served by what the zeroing launch left in
-// L1 or in registers, they read the coherence point of the device, which any later reader and any copy engine reads too. It
-// counts nonzero words, so that a report can say how bad it is, not only that it is.
+// L1 or in registers, they read the coherence point of the device (L2 and the memory behind it), which any later
+// reader and any copy engine reads too. It counts nonzero words, so that a report can say how bad it is.
 //
 // Limits: page bytes a multiple of 16, up to 2^32 chunks in all; destinations of a copy are no sources of the same
 // launch; block = 256. `counts` must be zero before the verify launch.

@@ -223,3 +223,17 @@ DEVICE e4m3 f32_to_e4m3(float v) {
     const u32 rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
     return (e4m3)(sign | ((rounded >> 20) - (120u << 3)));
 }
+
+// Bytes 1 and 3 of `v` as two bf16, exactly: the bits at bf16's place are 2^-120 of the value. For weights, which have
+// no NaN: 0x7f becomes 480.
+DEVICE u32 e4m3x2_to_bf16x2(u32 v) {
+    const u32 shrunk = (v & 0x7f007f00u) >> 4 | (v & 0x80008000u);
+#ifdef CUSIM
+    const float2 f = unpack_bf16(shrunk);
+    return pack_bf16(f.x * 0x1p120f, f.y * 0x1p120f);
+#else
+    u32 r; // times 2^120, plus -0, which keeps the sign of zero
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(shrunk), "r"(0x7b807b80u), "r"(0x80008000u));
+    return r;
+#endif
+}

@@ -1,14 +1,14 @@
 // What happens to fused [q | k | v] rows before attention, in one pass: norm of each q and k head (where the model
 // has it), rotation by position, q back in place, k and v into the page that holds the row's token.
 //
-// Roofline (H200, 4.3 TB/s), Llama-3.1-8B shape: 12 KB read, 8 KB of q and 4 KB of k and v written for each row; 8192
-// rows in 47 us. The angles (512 bytes a position) are shared by all heads of a row: L1 and L2.
+// Roofline (H200, 4.3 TB/s), Llama-3.1-8B shape: 12 KB read, 8 KB of q and 4 KB of k and v written for each row;
+// 8192 rows in 47 us. The angles (512 bytes a position) are shared by all heads of a row: L1 and L2.
 //
 // A head is a group of lanes of one warp, eight values (16 bytes) a lane, as many lanes as the next power of two: a
 // norm is a butterfly inside the group and the partner of dimension i, i + pairs, is eight shuffles away. Where the
 // pairs are no multiple of eight (partial rotary of odd width) partners are read again from L1 instead. Each thread
-// loads its two heads before it uses either: 32 bytes in flight, 64 KB an SM. Rotating inside the attention kernel would
-// repeat the work for each tile; inside the matrix product it would tie us to one GEMM.
+// loads its two heads before it uses either: 32 bytes in flight, 40 KB an SM (22 KB cover latency). Rotating inside the
+// attention kernel would repeat the work for each tile; inside the matrix product it would tie us to one GEMM.
 //
 // Products and sums are not fused: the formula and its rounding are the CPU's. Nothing depends on the batch.
 //
@@ -97,8 +97,8 @@ DEVICE void rotate_lanes(const RopeStoreParams& p, const Part& part, const float
 }
 
 // Any number of pairs: partners are read from the row, which nobody of this warp has written yet.
-DEVICE void rotate_any(const RopeStoreParams& p, const Part& part, const float* row, const float* weight,
-                                           float scale, float (&x)[LANE]) {
+DEVICE void rotate_any(const RopeStoreParams& p, const Part& part, const float* row, const float* weight, float scale,
+                       float (&x)[LANE]) {
     const bf16* head = head_start(p, part);
     UNROLL for (u32 i = 0; i < LANE; i++) {
         u32 d = part.dim + i;
@@ -112,17 +112,34 @@ DEVICE void rotate_any(const RopeStoreParams& p, const Part& part, const float* 
     __syncwarp();
 }
 
-// Where the part goes: q in place, k and v into the token's slot.
-DEVICE bf16* target(const RopeStoreParams& p, const Part& part, u32 position) {
-    if (part.head < p.heads) return head_start(p, part) + part.dim;
-    u32 stored = part.head - p.heads;
-    bool is_v = stored >= p.kv_heads;
-    u64 base = (u64)p.row_pages[part.row] * p.page_stride + (is_v ? p.v_offset : 0);
-    u64 head = (u64)(is_v ? stored - p.kv_heads : stored) * p.head_stride;
-    return p.kv + base + head + (u64)(position % p.page_tokens) * p.head_dim + part.dim;
+DEVICE bool is_v(const RopeStoreParams& p, u32 head) { return head >= p.heads + p.kv_heads; }
+
+// Which value of the pool a part of k or v begins at: the slot of the row's token.
+DEVICE u64 stored_at(const RopeStoreParams& p, const Part& part, u32 position) {
+    u64 base = (u64)p.row_pages[part.row] * p.page_stride + (is_v(p, part.head) ? p.v_offset : 0);
+    u64 head = (u64)((part.head - p.heads) % p.kv_heads) * p.head_stride;
+    return base + head + (u64)(position % p.page_tokens) * p.head_dim + part.dim;
 }
 
-DEVICE void finish(const RopeStoreParams& p, const Part& part, const uint4& raw, u32 position) {
+// How a pool holds k and v.
+struct StoreBf16 {
+    DEVICE void operator()(const RopeStoreParams& p, u64 at, bool, const float (&x)[LANE]) const {
+        st_global16(p.kv + at, narrow(x));
+    }
+};
+
+struct StoreE4m3 {
+    float k_scale, v_scale;  // multiply what is stored
+    DEVICE void operator()(const RopeStoreParams& p, u64 at, bool v, const float (&x)[LANE]) const {
+        float scale = v ? v_scale : k_scale;
+        u32 words[2] = {0, 0};
+        UNROLL for (u32 i = 0; i < LANE; i++) words[i / 4] |= (u32)f32_to_e4m3(mul_rn(x[i], scale)) << i % 4 * 8;
+        *(uint2*)((e4m3*)p.kv + at) = make_uint2(words[0], words[1]);
+    }
+};
+
+template <class Store>
+DEVICE void finish(const RopeStoreParams& p, const Part& part, const uint4& raw, u32 position, const Store& store) {
     float x[LANE];
     widen(raw, x);
     const float* weight = norm_weight(p, part.head);
@@ -137,10 +154,13 @@ DEVICE void finish(const RopeStoreParams& p, const Part& part, const uint4& raw,
         if (p.pairs % LANE == 0) rotate_lanes(p, turns, row, x);
         else rotate_any(p, turns, row, weight, scale, x);
     }
-    if (part.live) st_global16(target(p, part, position), narrow(x));
+    if (!part.live) return;
+    if (part.head < p.heads) st_global16(head_start(p, part) + part.dim, narrow(x));
+    else store(p, stored_at(p, part, position), is_v(p, part.head), x);
 }
 
-extern "C" __global__ void __launch_bounds__(256) quire_rope_store(const __grid_constant__ RopeStoreParams p) {
+template <class Store>
+DEVICE void rope_store(const RopeStoreParams& p, const Store& store) {
     u32 row = blockIdx.x;
     if (row >= *p.rows_live) return;
     u32 group = threadIdx.x / p.lanes, groups = blockDim.x / p.lanes;
@@ -152,6 +172,21 @@ extern "C" __global__ void __launch_bounds__(256) quire_rope_store(const __grid_
         raw[i] = part[i].live ? *(const uint4*)(head_start(p, part[i]) + dim) : make_uint4(0, 0, 0, 0);
     }
     u32 position = p.positions[row];
-    UNROLL for (u32 i = 0; i < ITEMS; i++) finish(p, part[i], raw[i], position);
+    UNROLL for (u32 i = 0; i < ITEMS; i++) finish(p, part[i], raw[i], position, store);
+}
+
+extern "C" __global__ void __launch_bounds__(256) quire_rope_store(const __grid_constant__ RopeStoreParams p) {
+    rope_store(p, StoreBf16{});
 }
 CUSIM_KERNEL(quire_rope_store)
+
+// The same into a pool of 8-bit floats: 2 KB instead of 4 KB written for each row of the shape above.
+struct RopeStoreE4m3Params {
+    RopeStoreParams at;     // kv: e4m3
+    float k_scale, v_scale;
+};
+
+extern "C" __global__ void __launch_bounds__(256) quire_rope_store_e4m3(const __grid_constant__ RopeStoreE4m3Params p) {
+    rope_store(p.at, StoreE4m3{p.k_scale, p.v_scale});
+}
+CUSIM_KERNEL(quire_rope_store_e4m3)

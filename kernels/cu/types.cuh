@@ -33,9 +33,8 @@ typedef u8 e4m3;  // the bits of an 8-bit float: 4 exponent, 3 mantissa, no infi
     type(&name)[count] = *static_cast<type(*)[count]>(cusim::static_shared(&name##_site, sizeof(type) * (count), alignof(type)))
 #else
 #define UNROLL _Pragma("unroll")
-#define DYN_SMEM(type, name)                                                                                           \
-    extern __shared__ __align__(1024) unsigned char name##_bytes[];                                                    \
-    type* name = reinterpret_cast<type*>(name##_bytes)
+extern __shared__ __align__(1024) unsigned char dynamic_shared_bytes[]; // once a file: its kernels may name it apart
+#define DYN_SMEM(type, name) type* name = reinterpret_cast<type*>(dynamic_shared_bytes)
 #define SHARED_ARRAY(type, name, count) __shared__ type name[count]
 #define CUSIM_KERNEL(name)
 #endif

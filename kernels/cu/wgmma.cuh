@@ -1,10 +1,11 @@
-// wgmma in PTX, bf16 with f32 accumulators, for n = 64, 128 and 256; included by hopper.cuh for the GPU only.
+// wgmma in PTX, bf16 with f32 accumulators, for n = 32 (K-major only), 64, 128 and 256; included by hopper.cuh for the GPU only.
 //
 // The assembler wants every accumulator register by name, hence the lists. Scale of d is a predicate (0: d is
 // not read); a and b are neither negated nor scaled. In the last two numbers, 1 means MN-major.
 #pragma once
 
 #define WGMMA_8(at) "+f"(d[at]), "+f"(d[at + 1]), "+f"(d[at + 2]), "+f"(d[at + 3]), "+f"(d[at + 4]), "+f"(d[at + 5]), "+f"(d[at + 6]), "+f"(d[at + 7])
+#define WGMMA_16(at) WGMMA_8(at), WGMMA_8(at + 8)
 #define WGMMA_32(at) WGMMA_8(at), WGMMA_8(at + 8), WGMMA_8(at + 16), WGMMA_8(at + 24)
 #define WGMMA_64(at) WGMMA_32(at), WGMMA_32(at + 32)
 #define WGMMA_128(at) WGMMA_64(at), WGMMA_64(at + 64)
@@ -25,6 +26,15 @@ template <int N>
 DEVICE void wgmma_ss(float (&d)[N / 2], u64 a, u64 b, int accumulate);
 template <int N>
 DEVICE void wgmma_rs_tb(float (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate);
+
+template <>
+DEVICE void wgmma_ss<32>(float (&d)[16], u64 a, u64 b, int accumulate) {
+    asm volatile("{.reg .pred scale; setp.ne.b32 scale, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, scale, 1, 1, 0, 0;}"
+                 : WGMMA_16(0)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
 
 template <>
 DEVICE void wgmma_ss<64>(float (&d)[32], u64 a, u64 b, int accumulate) {
@@ -75,6 +85,7 @@ DEVICE void wgmma_rs_tb<256>(float (&d)[128], const u32 (&a)[4], u64 b, int accu
 }
 
 #undef WGMMA_8
+#undef WGMMA_16
 #undef WGMMA_32
 #undef WGMMA_64
 #undef WGMMA_128

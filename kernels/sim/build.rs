@@ -1,4 +1,5 @@
-//! Compiles the emulator (`cpp/`) and every kernel source (`../cu/*.cu`) with the C++ compiler.
+//! Compiles the emulator (`cpp/`), every kernel source (`../cu/*.cu`), and kernels that are wrong on purpose
+//! (`wrong/`, for the tests of this crate), with the C++ compiler.
 //!
 //! Each kernel file is wrapped into a namespace of its own, since nvcc would keep two files' helpers of the same
 //! name apart and a linker would not. Objects are kept by what went into them, so that a change to one kernel
@@ -14,7 +15,7 @@ fn main() {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(variable("OUT_DIR"));
     let kernels = here.parent().expect("kernels/").join("cu");
-    let emulator = here.join("cpp");
+    let (emulator, wrong) = (here.join("cpp"), here.join("wrong"));
     for name in ["QUIRE_CUSIM_SANITIZE", "QUIRE_CUSIM_FLAGS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -35,7 +36,8 @@ fn main() {
     for source in sources(&emulator, "cpp") {
         archive.object(object(base.clone().opt_level(3), &source, &source, &folders, &flags, &out));
     }
-    for source in sources(&kernels, "cu") {
+    let kernel_sources = [sources(&kernels, "cu"), sources(&wrong, "cu")].concat();
+    for source in kernel_sources {
         let wrapper = wrapped(&source, &out);
         archive.object(object(base.clone().opt_level(2), &source, &wrapper, &folders, &flags, &out));
     }

@@ -117,6 +117,11 @@ impl History {
     pub fn generated(&self) -> u32 {
         self.generated
     }
+
+    /// Each token seen with how often it is in the output, in no order.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
+        self.seen.iter().map(|(&token, seen)| (token, seen.in_output))
+    }
 }
 
 /// Draws (or, if forced, looks up) the token of one row. Leaves `logits` in an unspecified state.

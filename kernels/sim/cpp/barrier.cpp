@@ -21,7 +21,7 @@ void release_if_all_arrived(Block& b) {
 void sync_threads() {
     land_waited();
     block().at_barrier++;
-    wait({sync_name, {0, 0}, nullptr});
+    wait({sync_name, "", {0, 0}, nullptr});
 }
 
 void named_barrier(int id, uint32_t threads) {
@@ -33,7 +33,7 @@ void named_barrier(int id, uint32_t threads) {
     if (barrier.arrived == 0) barrier.expected = threads;
     else if (barrier.expected != threads) fault("bar_sync %d: %u threads here, %u elsewhere", id, threads, barrier.expected);
     if (++barrier.arrived < threads) {
-        wait({named_name, {(uint64_t)id, barrier.generation}, nullptr});
+        wait({named_name, " %llu (passed %llu times)", {(uint64_t)id, barrier.generation}, nullptr});
         return;
     }
     const uint64_t generation = barrier.generation++;

@@ -43,7 +43,8 @@ struct WgmmaQueue;
 
 // Why a fiber does not run.
 struct Wait {
-    const char* what = nullptr;       // for the report of a deadlock
+    const char* what = nullptr;   // for the report of a deadlock
+    const char* format = nullptr; // of the details, two numbers
     uint64_t detail[2] = {0, 0};
     bool (*ready)(const Wait&) = nullptr; // asked by the scheduler; none: whoever completes it says so
 };

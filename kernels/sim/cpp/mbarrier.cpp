@@ -69,7 +69,7 @@ void mbarrier_wait_parity(void* at, uint32_t parity) {
         const Mbarrier* m = find((uint32_t)w.detail[0]);
         return m && m->parity != w.detail[1];
     };
-    wait({"mbarrier wait (byte, parity)", {m.offset, parity & 1}, ready});
+    wait({"the mbarrier", " at byte %llu, for parity %llu", {m.offset, parity & 1}, ready});
 }
 
 uint32_t mbarrier_for_copy(const void* at) {

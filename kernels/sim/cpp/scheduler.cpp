@@ -182,8 +182,9 @@ static void report_deadlock(Block& b) {
     }
     for (size_t i = 0; i < groups.size() && i < 8; i++) {
         const Group& g = groups[i];
-        snprintf(line, sizeof line, "%s%u threads (first %u) at %s [%llu, %llu]", i ? "; " : "", g.count, g.first, g.wait.what,
-                 (unsigned long long)g.wait.detail[0], (unsigned long long)g.wait.detail[1]);
+        snprintf(line, sizeof line, "%s%u threads (first %u) at %s", i ? "; " : "", g.count, g.first, g.wait.what);
+        text += line;
+        snprintf(line, sizeof line, g.wait.format, (unsigned long long)g.wait.detail[0], (unsigned long long)g.wait.detail[1]);
         text += line;
     }
     snprintf(line, sizeof line, "; %u of %u threads live (block %u,%u,%u)", b.live, b.threads, b.index.x, b.index.y, b.index.z);
@@ -197,6 +198,8 @@ static void check_end(Block& b) {
     wgmma_check_block(b);
 }
 
+constexpr uint64_t step_limit = 1ull << 31; // about a minute: a loop that polls, not a kernel
+
 static void schedule(Block& b) {
     std::vector<uint32_t> warps((b.threads + 31) / 32);
     for (uint32_t i = 0; i < warps.size(); i++)
@@ -205,9 +208,10 @@ static void schedule(Block& b) {
         bool moved = round(b, warps, b.order == Order::random);
         if (b.failed) break;
         if (!moved && b.order == Order::random) moved = round(b, warps, false);
-        if (b.failed) break;
+        if (b.failed || !b.live) break;
         moved |= land_some(b, !moved);
-        if (!moved && b.live && !b.failed) report_deadlock(b);
+        if (!moved) report_deadlock(b);
+        if (b.counters.switches > step_limit) fault("no end after %llu steps", (unsigned long long)step_limit);
     }
 }
 

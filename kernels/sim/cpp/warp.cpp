@@ -20,7 +20,7 @@ Meeting* meet(uint32_t mask, const char* name, uint64_t key, void* record) {
     meeting.arrived |= 1u << fiber.lane;
     meeting.records[fiber.lane] = record;
     if (meeting.arrived == mask) return &meeting;
-    wait({name, {mask, fiber.warp}, nullptr});
+    wait({name, " of mask %llx, warp %llu", {mask, fiber.warp}, nullptr});
     return nullptr;
 }
 

@@ -10,7 +10,9 @@ namespace cusim {
 namespace {
 
 constexpr uint32_t max_n = 256;
-constexpr uint32_t poison = 0x7fffdead; // a NaN that no arithmetic makes
+constexpr uint32_t poison = 0x7fbadbad; // a signalling NaN: any arithmetic on it changes its bits
+
+enum class Stage : uint8_t { issue, wait };
 
 struct Tile {
     uint16_t values[max_n][16]; // [row of A or column of B][k]
@@ -64,16 +66,16 @@ uint64_t wgmma_descriptor(const void* p, uint32_t leading_bytes, uint32_t stride
 }
 
 // One 16-byte piece of an operand in the 128-byte swizzle: eight elements along its contiguous dimension.
-static void read_piece(uint32_t address, uint16_t (&out)[8]) {
+static void read_piece(uint32_t address, Stage stage, uint16_t (&out)[8]) {
     address ^= (address >> 7 & 7) << 4;
     check_shared_range(address, 16, "wgmma operand");
-    check_published(address, 16, "wgmma");
+    if (stage == Stage::issue) check_published(address, 16, "wgmma");
     memcpy(out, block().shared + address, 16);
 }
 
 // K-major: rows of 128 bytes, eight rows an atom, atoms `stride` apart. MN-major: for each k a line of 64
 // elements, eight lines an atom; `leading` between atoms along MN, `stride` along k.
-static void read_tile(uint64_t descriptor, Major major, uint32_t first, uint32_t rows, Tile& tile) {
+static void read_tile(Stage stage, uint64_t descriptor, Major major, uint32_t first, uint32_t rows, Tile& tile) {
     const uint32_t base = (uint32_t)(descriptor & 0x3fff) << 4;
     const uint32_t leading = (uint32_t)(descriptor >> 16 & 0x3fff) << 4, stride = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
     uint16_t piece[8];
@@ -81,7 +83,7 @@ static void read_tile(uint64_t descriptor, Major major, uint32_t first, uint32_t
         for (uint32_t r = 0; r < rows; r++)
             for (uint32_t half = 0; half < 2; half++) {
                 const uint32_t row = first + r;
-                read_piece(base + row / 8 * stride + row % 8 * 128 + half * 16, piece);
+                read_piece(base + row / 8 * stride + row % 8 * 128 + half * 16, stage, piece);
                 std::copy(piece, piece + 8, tile.values[r] + half * 8);
             }
         return;
@@ -89,7 +91,7 @@ static void read_tile(uint64_t descriptor, Major major, uint32_t first, uint32_t
     for (uint32_t k = 0; k < 16; k++)
         for (uint32_t r = 0; r < rows; r += 8) {
             const uint32_t row = first + r;
-            read_piece(base + row / 64 * leading + row % 64 * 2 + k / 8 * stride + k % 8 * 128, piece);
+            read_piece(base + row / 64 * leading + row % 64 * 2 + k / 8 * stride + k % 8 * 128, stage, piece);
             for (uint32_t i = 0; i < 8; i++) tile.values[r + i][k] = piece[i];
         }
 }
@@ -143,10 +145,10 @@ static void multiply_warp(Issue** lanes, uint32_t n) {
     if (operands.a) {
         gather_a(lanes, a);
     } else {
-        read_tile(operands.a_descriptor, Major::k, first_row_of_warp(), 16, a);
+        read_tile(Stage::issue, operands.a_descriptor, Major::k, first_row_of_warp(), 16, a);
         hash = hash_tile(hash, a, 16);
     }
-    read_tile(operands.b_descriptor, operands.b_major, 0, n, b);
+    read_tile(Stage::issue, operands.b_descriptor, operands.b_major, 0, n, b);
     hash = hash_tile(hash, b, n);
     for (uint32_t c = 0; c < n; c++)
         for (int k = 0; k < 16; k++) columns[k][c] = bf16_value(b.values[c][k]);
@@ -178,7 +180,7 @@ static void check_untouched(const Accumulator& held) {
 
 void wgmma_issue(float* d, uint32_t n, const WgmmaOperands& operands, bool accumulate) {
     WgmmaQueue& q = queue();
-    if (!q.fenced) fault("wgmma without wg_fence since the last commit");
+    if (!q.fenced) fault("wgmma without wg_fence since the last wg_wait");
     Accumulator& held = accumulator_of(q, d, n / 2);
     if (held.registers != n / 2) fault("wgmma: n %u into an accumulator of n %u", n, held.registers * 2);
     check_untouched(held);
@@ -203,17 +205,16 @@ void wgmma_fence() { queue().fenced = true; }
 void wgmma_commit() {
     WgmmaQueue& q = queue();
     q.group++;
-    q.fenced = false;
 }
 
 static void check_operands(const Pending& p) {
     static thread_local Tile tile;
     uint64_t hash = 1;
     if (p.a_shared) {
-        read_tile(p.a_descriptor, Major::k, first_row_of_warp(), 16, tile);
+        read_tile(Stage::wait, p.a_descriptor, Major::k, first_row_of_warp(), 16, tile);
         hash = hash_tile(hash, tile, 16);
     }
-    read_tile(p.b_descriptor, p.b_major, 0, p.n, tile);
+    read_tile(Stage::wait, p.b_descriptor, p.b_major, 0, p.n, tile);
     if (hash_tile(hash, tile, p.n) != p.hash) fault("wgmma operand in shared memory was overwritten before the wait");
 }
 
@@ -225,6 +226,7 @@ static void deliver(Accumulator& held) {
 void wgmma_wait(uint32_t left) {
     WgmmaQueue& q = queue();
     const uint64_t done = q.group > left ? q.group - left : 0;
+    q.fenced = false; // what landed is in registers again, which the thread may write
     for (const Pending& p : q.pending)
         if (p.group < done) check_operands(p);
     std::erase_if(q.pending, [done](const Pending& p) { return p.group < done; });

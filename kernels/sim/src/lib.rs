@@ -13,6 +13,7 @@
 //! ```
 
 mod driver;
+pub mod conformance;
 mod launch;
 mod tensor_map;
 

@@ -41,7 +41,8 @@ pub enum TensorMapSpecError {
     Stride { at: usize, bytes: u64 },
     #[error("box dimension {at} of {elements}: 1 to 256")]
     Box { at: usize, elements: u32 },
-    #[error("innermost box of {bytes} bytes: a multiple of 16, at most the swizzle's 128")]
+    /// The driver takes lines shorter than the swizzle as well; how they lie then is not written anywhere clearly.
+    #[error("innermost box of {bytes} bytes: a multiple of 16; with a swizzle its 128")]
     Line { bytes: u32 },
 }
 
@@ -98,7 +99,7 @@ impl TensorMapSpec {
             }
         }
         let bytes = self.tile[0] * u32::from(self.element_bytes);
-        if bytes % 16 != 0 || (self.swizzle == Swizzle::Bytes128 && bytes > 128) {
+        if bytes % 16 != 0 || (self.swizzle == Swizzle::Bytes128 && bytes != 128) {
             return Err(Error::Line { bytes });
         }
         Ok(())

@@ -17,6 +17,8 @@ pub enum LinearFamily {
     Mma,
     /// wgmma and TMA, sm_90a.
     Wgmma,
+    /// mma.sync on weights of 8 bits.
+    Fp8,
 }
 
 /// Rows of the tensor maps' boxes; both are 64 elements of k wide.
@@ -59,18 +61,26 @@ struct Shape {
     stages: u32,
     threads: u32,
     walk: Walk,
+    /// Rows of a box of x; 0: no tensor maps.
+    x_box: u32,
 }
 
 const fn mma(kernel: &'static str, bm: u32, bn: u32, stages: u32, threads: u32, walk: Walk) -> Shape {
-    Shape { kernel, family: LinearFamily::Mma, bm, bn, stages, threads, walk }
+    Shape { kernel, family: LinearFamily::Mma, bm, bn, stages, threads, walk, x_box: 0 }
 }
 
-const fn wgmma(kernel: &'static str, bm: u32, bn: u32, stages: u32, threads: u32, walk: Walk) -> Shape {
-    Shape { kernel, family: LinearFamily::Wgmma, bm, bn, stages, threads, walk }
+const fn fp8(kernel: &'static str, bm: u32, bn: u32, stages: u32, threads: u32) -> Shape {
+    Shape { kernel, family: LinearFamily::Fp8, bm, bn, stages, threads, walk: Walk::Tiles, x_box: 0 }
+}
+
+/// One consumer group of 64 rows for decode, two for prefill; the producer's group comes on top.
+const fn wgmma(kernel: &'static str, bm: u32, bn: u32, stages: u32, walk: Walk) -> Shape {
+    let (threads, x_box) = if bm == 64 { (256, 8) } else { (384, 64) };
+    Shape { kernel, family: LinearFamily::Wgmma, bm, bn, stages, threads, walk, x_box }
 }
 
 /// Narrow before wide: of equal estimates the first is taken.
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 22] = [
     mma("quire_linear_row16_n32", 16, 32, 16, 128, Walk::Panels),
     mma("quire_linear_row16_n64", 16, 64, 9, 128, Walk::Panels),
     mma("quire_linear_row16_n128", 16, 128, 5, 256, Walk::Panels),
@@ -82,10 +92,17 @@ const SHAPES: [Shape; 15] = [
     mma("quire_linear_row64_n128", 64, 128, 4, 256, Walk::Panels),
     mma("quire_linear_tile64", 64, 64, 5, 128, Walk::Tiles),
     mma("quire_linear_tile128", 128, 128, 3, 128, Walk::Tiles),
-    wgmma("quire_linear_sm90_row64", 64, 64, 6, 256, Walk::Tiles),
-    wgmma("quire_linear_sm90_row128", 64, 128, 4, 256, Walk::Tiles),
-    wgmma("quire_linear_sm90_tile128", 128, 128, 6, 384, Walk::Persistent),
-    wgmma("quire_linear_sm90_tile256", 128, 256, 4, 384, Walk::Persistent),
+    wgmma("quire_linear_sm90_row32", 64, 32, 16, Walk::Persistent),
+    wgmma("quire_linear_sm90_row64", 64, 64, 6, Walk::Tiles),
+    wgmma("quire_linear_sm90_row128", 64, 128, 4, Walk::Tiles),
+    wgmma("quire_linear_sm90_tile128", 128, 128, 6, Walk::Persistent),
+    wgmma("quire_linear_sm90_tile256", 128, 256, 4, Walk::Persistent),
+    fp8("quire_linear_fp8_row16_n32", 16, 32, 20, 64),
+    fp8("quire_linear_fp8_row16_n64", 16, 64, 16, 128),
+    fp8("quire_linear_fp8_row16_n128", 16, 128, 9, 128),
+    fp8("quire_linear_fp8_row64_n64", 64, 64, 8, 128),
+    fp8("quire_linear_fp8_row64_n128", 64, 128, 6, 128),
+    fp8("quire_linear_fp8_tile128", 128, 128, 4, 128),
 ];
 
 /// Bytes a cycle and multiprocessor: from memory, from L2 with all at it, and through one port at best.
@@ -133,20 +150,21 @@ impl Shape {
             Walk::Tiles => [tiles_m * tiles_n, 1, 1],
             Walk::Persistent => [(tiles_m * tiles_n).min(sms), 1, 1],
         };
-        let boxes = (self.family == LinearFamily::Wgmma).then_some(LinearBoxes {
-            x_rows: if self.walk == Walk::Persistent { 64 } else { 8 },
-            w_rows: self.bn,
-        });
+        let boxes = (self.x_box != 0).then_some(LinearBoxes { x_rows: self.x_box, w_rows: self.bn });
         LinearPlan { kernel: self.kernel, grid, block: self.threads, smem: self.smem(), boxes }
     }
 
-    /// The ring, and behind it (wgmma) a corner of 16 rows of 144 bytes for each consumer warp.
+    /// The ring, and behind it (wgmma) a corner for each consumer warp: 16 rows of up to 64 channels, and padding.
     fn smem(&self) -> u32 {
-        let ring = self.stages * (self.bm + self.bn) * 128;
+        let ring = self.stages * (self.bm * 2 + self.bn * self.weight_bytes()) * 64;
         match self.family {
-            LinearFamily::Mma => ring,
-            LinearFamily::Wgmma => ring + self.bm / 16 * 16 * 144,
+            LinearFamily::Mma | LinearFamily::Fp8 => ring,
+            LinearFamily::Wgmma => ring + self.bm * (self.bn.min(64) * 2 + 16),
         }
+    }
+
+    fn weight_bytes(&self) -> u32 {
+        if self.family == LinearFamily::Fp8 { 1 } else { 2 }
     }
 
     fn cycles(&self, rows: u32, n: u32, k: u32, sms: u32) -> f64 {
@@ -156,15 +174,16 @@ impl Shape {
         let a_sm = if self.walk == Walk::Persistent { 1.0 } else { 2.0 }; // resident blocks
         let rounds = (tiles / (sms * a_sm)).ceil();
         let busiest = (tiles / sms).ceil();
-        // x rows that a block really copies, on average over the row tiles
-        let copied = rows / f64::from(tiles_m) + f64::from(self.bn);
+        let weight = f64::from(self.weight_bytes());
+        // bytes a k that a block really copies, on average over the row tiles
+        let copied = rows / f64::from(tiles_m) * 2.0 + f64::from(self.bn) * weight;
         let (rate, link) = match self.family {
-            LinearFamily::Mma => (MMA_RATE, LINK),
+            LinearFamily::Mma | LinearFamily::Fp8 => (MMA_RATE, LINK),
             LinearFamily::Wgmma => (WGMMA_RATE, LINK.max(f64::from(self.bn) / 2.0)),
         };
-        let memory = (rows + n) * k * 2.0 / (MEMORY_RATE * sms);
-        let l2 = tiles * copied * k * 2.0 / (L2_RATE * sms);
-        let port = busiest * copied * k * 2.0 / PORT_RATE;
+        let memory = (rows * 2.0 + n * weight) * k / (MEMORY_RATE * sms);
+        let l2 = tiles * copied * k / (L2_RATE * sms);
+        let port = busiest * copied * k / PORT_RATE;
         let tensor = busiest * f64::from(self.bm * self.bn) * k / rate;
         let chain = rounds * (k / 16.0) * link;
         memory.max(l2).max(port).max(tensor).max(chain) + rounds * ROUND
@@ -197,17 +216,102 @@ mod tests {
 
     #[test]
     fn llama_8b_on_132_multiprocessors_by_mma() {
-        expect![[""]].assert_eq(&table(LinearFamily::Mma));
+        expect![[r#"
+                1 qkv      quire_linear_row16_n32 [192, 1, 1] x 128
+                1 o        quire_linear_row16_n32 [128, 1, 1] x 128
+                1 gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
+                1 down     quire_linear_row16_n32 [128, 1, 1] x 128
+                1 head     quire_linear_row16_n128 [1002, 1, 1] x 256
+               16 qkv      quire_linear_row16_n64 [96, 1, 1] x 128
+               16 o        quire_linear_row16_n32 [128, 1, 1] x 128
+               16 gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
+               16 down     quire_linear_row16_n32 [128, 1, 1] x 128
+               16 head     quire_linear_row16_n128 [1002, 1, 1] x 256
+               64 qkv      quire_linear_row64_n64 [96, 1, 1] x 128
+               64 o        quire_linear_row32_n64 [64, 2, 1] x 128
+               64 gate_up  quire_linear_row64_n128 [224, 1, 1] x 256
+               64 down     quire_linear_row32_n64 [64, 2, 1] x 128
+               64 head     quire_linear_row64_n128 [1002, 1, 1] x 256
+              256 qkv      quire_linear_tile128 [96, 1, 1] x 128
+              256 o        quire_linear_row64_n128 [32, 4, 1] x 256
+              256 gate_up  quire_linear_tile128 [448, 1, 1] x 128
+              256 down     quire_linear_row64_n128 [32, 4, 1] x 256
+              256 head     quire_linear_tile128 [2004, 1, 1] x 128
+             2048 qkv      quire_linear_tile128 [768, 1, 1] x 128
+             2048 o        quire_linear_tile128 [512, 1, 1] x 128
+             2048 gate_up  quire_linear_tile128 [3584, 1, 1] x 128
+             2048 down     quire_linear_tile128 [512, 1, 1] x 128
+             2048 head     quire_linear_tile128 [16032, 1, 1] x 128
+        "#]]
+        .assert_eq(&table(LinearFamily::Mma));
     }
 
     #[test]
     fn llama_8b_on_132_multiprocessors_by_wgmma() {
-        expect![[""]].assert_eq(&table(LinearFamily::Wgmma));
+        expect![[r#"
+                1 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+                1 o        quire_linear_sm90_row32 [128, 1, 1] x 256
+                1 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
+                1 down     quire_linear_sm90_row32 [128, 1, 1] x 256
+                1 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
+               16 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+               16 o        quire_linear_sm90_row32 [128, 1, 1] x 256
+               16 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
+               16 down     quire_linear_sm90_row32 [128, 1, 1] x 256
+               16 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
+               64 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+               64 o        quire_linear_sm90_row32 [128, 1, 1] x 256
+               64 gate_up  quire_linear_sm90_tile256 [112, 1, 1] x 384
+               64 down     quire_linear_sm90_row32 [128, 1, 1] x 256
+               64 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+              256 qkv      quire_linear_sm90_tile128 [96, 1, 1] x 384
+              256 o        quire_linear_sm90_row128 [128, 1, 1] x 256
+              256 gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
+              256 down     quire_linear_sm90_row128 [128, 1, 1] x 256
+              256 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+             2048 qkv      quire_linear_sm90_tile256 [132, 1, 1] x 384
+             2048 o        quire_linear_sm90_tile256 [132, 1, 1] x 384
+             2048 gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
+             2048 down     quire_linear_sm90_tile256 [132, 1, 1] x 384
+             2048 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+        "#]]
+        .assert_eq(&table(LinearFamily::Wgmma));
+    }
+
+    #[test]
+    fn llama_8b_on_132_multiprocessors_by_fp8() {
+        expect![[r#"
+                1 qkv      quire_linear_fp8_row16_n32 [192, 1, 1] x 64
+                1 o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+                1 gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
+                1 down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+                1 head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
+               16 qkv      quire_linear_fp8_row16_n64 [96, 1, 1] x 128
+               16 o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+               16 gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
+               16 down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+               16 head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
+               64 qkv      quire_linear_fp8_row64_n64 [96, 1, 1] x 128
+               64 o        quire_linear_fp8_row64_n64 [64, 1, 1] x 128
+               64 gate_up  quire_linear_fp8_row64_n128 [224, 1, 1] x 128
+               64 down     quire_linear_fp8_row64_n64 [64, 1, 1] x 128
+               64 head     quire_linear_fp8_row64_n128 [1002, 1, 1] x 128
+              256 qkv      quire_linear_fp8_tile128 [96, 1, 1] x 128
+              256 o        quire_linear_fp8_row64_n128 [128, 1, 1] x 128
+              256 gate_up  quire_linear_fp8_tile128 [448, 1, 1] x 128
+              256 down     quire_linear_fp8_row64_n128 [128, 1, 1] x 128
+              256 head     quire_linear_fp8_tile128 [2004, 1, 1] x 128
+             2048 qkv      quire_linear_fp8_tile128 [768, 1, 1] x 128
+             2048 o        quire_linear_fp8_tile128 [512, 1, 1] x 128
+             2048 gate_up  quire_linear_fp8_tile128 [3584, 1, 1] x 128
+             2048 down     quire_linear_fp8_tile128 [512, 1, 1] x 128
+             2048 head     quire_linear_fp8_tile128 [16032, 1, 1] x 128
+        "#]].assert_eq(&table(LinearFamily::Fp8));
     }
 
     #[test]
     fn a_grid_covers_every_output_and_fits_the_hardware() {
-        for family in [LinearFamily::Mma, LinearFamily::Wgmma] {
+        for family in [LinearFamily::Mma, LinearFamily::Wgmma, LinearFamily::Fp8] {
             for (rows, n, k) in
                 [(1, 1, 8), (3, 33, 24), (17, 129, 4096), (300, 1000, 512), (1 << 20, 152_064, 8192)]
             {
@@ -221,7 +325,7 @@ mod tests {
                         "{p:?}"
                     );
                     assert!(p.grid[1] <= 65_535 && p.grid[2] <= 65_535, "{p:?}");
-                    let limit = if family == LinearFamily::Mma { 99 << 10 } else { 226 << 10 };
+                    let limit = if family == LinearFamily::Wgmma { 226 << 10 } else { 99 << 10 };
                     assert!(p.smem <= limit, "{p:?}");
                 }
             }

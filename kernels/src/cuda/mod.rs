@@ -13,6 +13,7 @@ mod attention;
 mod backend;
 pub mod driver;
 pub mod gpu;
+pub mod linear_fp8;
 pub mod linear_plan;
 mod memory;
 mod pages;

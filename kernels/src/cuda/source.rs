@@ -33,20 +33,31 @@ macro_rules! header {
 /// Every `.cu` of the folder.
 pub const UNITS: &[Unit] = &[
     unit!("act"),
+    unit!("attend_mma"),
+    unit!("attend_sm90", hopper only),
+    unit!("conformance"),
+    unit!("conformance_sm90", hopper only),
+    unit!("linear_fp8"),
     unit!("linear_row"),
     unit!("linear_sm90", hopper only),
     unit!("linear_tile"),
+    unit!("merge"),
     unit!("norm"),
     unit!("pages"),
     unit!("rope_store"),
     unit!("rows"),
+    unit!("sample"),
+    unit!("sample_draw"),
 ];
 
 const HEADERS: &[(&str, &str)] = &[
+    header!("attend.cuh"),
+    header!("conformance.cuh"),
     header!("hopper.cuh"),
     header!("linear.cuh"),
     header!("linear_tiles.cuh"),
     header!("ptx.cuh"),
+    header!("sample.cuh"),
     header!("types.cuh"),
     header!("wgmma.cuh"),
 ];

@@ -1,4 +1,4 @@
-//! Parameters of the linear kernels (`linear_row.cu`, `linear_tile.cu`; `linear_sm90.cu`).
+//! Parameters of the linear kernels (`linear_row.cu`, `linear_tile.cu`, `linear_fp8.cu`; `linear_sm90.cu`).
 
 use crate::cuda::driver::{DevicePtr, TensorMap};
 use bytemuck::{Pod, Zeroable};
@@ -18,12 +18,15 @@ pub struct LinearOutput {
     pub padding: u32,
 }
 
-/// x is `[rows][k]`, w is `[n][k]`, both bf16 and aligned to 16 bytes; k is a multiple of 8.
+/// x is `[rows][k]` bf16, w is `[n][k]` bf16 or e4m3 (see `linear_fp8`), both aligned to 16 bytes; k is a multiple
+/// of 8, with e4m3 of 16.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct LinearParams {
     pub x: DevicePtr,
     pub w: DevicePtr,
+    /// e4m3: f32, one a channel; else null.
+    pub scale: DevicePtr,
     /// The device word that holds the number of rows.
     pub rows_live: DevicePtr,
     pub out: LinearOutput,

@@ -4,11 +4,14 @@
 //! kernel's struct at every launch; a field in the wrong place gives wrong results in its tests.
 
 pub mod act;
+pub mod attend;
 pub mod linear;
+pub mod merge;
 pub mod norm;
 pub mod pages;
 pub mod rope_store;
 pub mod rows;
+pub mod sample;
 
 use super::driver::Launch;
 

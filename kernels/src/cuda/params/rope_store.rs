@@ -56,3 +56,23 @@ impl RopeStoreParams {
         super::launch("quire_rope_store", [rows_max, heads.div_ceil(block_heads), 1], BLOCK, self)
     }
 }
+
+/// The same into a pool of e4m3: `at.kv` and the strides count 8-bit values.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct RopeStoreE4m3Params {
+    pub at: RopeStoreParams,
+    /// Multiplies k before it is rounded; who reads divides.
+    pub k_scale: f32,
+    pub v_scale: f32,
+}
+
+impl RopeStoreE4m3Params {
+    pub fn launch(&self, rows_max: u32) -> Launch<'_> {
+        Launch {
+            kernel: "quire_rope_store_e4m3",
+            params: bytemuck::bytes_of(self),
+            ..self.at.launch(rows_max)
+        }
+    }
+}
