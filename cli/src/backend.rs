@@ -54,6 +54,7 @@ fn cuda(options: &GpuOptions) -> Result<Opened, GpuError> {
         index: options.device,
         cache: kernel_cache(),
         cubins: options.kernels.clone(),
+        with_checks: false,
     })?;
     let determinism = match options.determinism {
         flags::Determinism::Fast => Determinism::Fast,

@@ -31,7 +31,9 @@ use transfer::NodeSigner;
 use crate::backend::{self, Kind, Opened};
 use crate::demo;
 use crate::failure::{Exit, Failure};
-use crate::flags::{self, CacheOptions, EngineFlags, GpuOptions, ModelOptions, Room, ServerOptions, TierOptions};
+use crate::flags::{
+    self, CacheOptions, EngineFlags, GpuOptions, ModelOptions, Room, ServerOptions, TierOptions,
+};
 use crate::http::Endpoint;
 use crate::progress::LoadProgress;
 use crate::version;

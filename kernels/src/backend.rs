@@ -122,6 +122,10 @@ pub trait Backend: Send {
     fn free_bytes(&self) -> Option<u64> {
         None
     }
+    /// Bytes held besides weights and pages, where the backend knows better than to add up buffers.
+    fn other_bytes(&self) -> Option<u64> {
+        None
+    }
     /// Rows of logits that are computed at once: reading the head's weights again costs more than the memory
     /// where there is much of it.
     fn logit_rows(&self) -> usize {

@@ -5,6 +5,8 @@
 //! a GPU would refuse, panic here as well. Slow on purpose: it proves, it does not serve.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels::KernelError;
 use kernels::cuda::driver::{
@@ -37,7 +39,7 @@ pub struct SimDriver {
     free: Cell<u64>,
     recording: RefCell<Option<Vec<Noted>>>,
     graphs: RefCell<Vec<Vec<Noted>>>,
-    replays: Cell<u64>,
+    replays: Arc<AtomicU64>,
 }
 
 impl SimDriver {
@@ -60,13 +62,13 @@ impl SimDriver {
             free: Cell::new(memory_bytes),
             recording: RefCell::default(),
             graphs: RefCell::default(),
-            replays: Cell::new(0),
+            replays: Arc::default(),
         }
     }
 
-    /// Recorded steps that were run again.
-    pub fn replays(&self) -> u64 {
-        self.replays.get()
+    /// Counts recorded steps that were run; outlives the driver's move into a backend.
+    pub fn replays(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.replays)
     }
 
     /// Where `bytes` bytes at `at` lie in host memory; panics unless one allocation holds them all.
@@ -169,7 +171,7 @@ impl Driver for SimDriver {
     }
 
     fn replay(&self, graph: GraphId) {
-        self.replays.set(self.replays.get() + 1);
+        self.replays.fetch_add(1, Ordering::Relaxed);
         self.graphs.borrow()[graph.0 as usize].iter().for_each(|noted| self.run(noted));
     }
 

@@ -12,8 +12,8 @@
 //!        └─ a block: rounds over warps; a fiber runs until its next barrier, collective or wait
 //! ```
 
-mod driver;
 pub mod conformance;
+mod driver;
 mod launch;
 mod tensor_map;
 

@@ -118,7 +118,14 @@ impl Attention {
         self.lists.iter().any(|lists| lists.shape.is_some() && !lists.plan.merges.is_empty())
     }
 
-    fn plan(&mut self, driver: &dyn Driver, step: &StepArrays, page_tokens: usize, at: usize, shape: &AttentionShape) {
+    fn plan(
+        &mut self,
+        driver: &dyn Driver,
+        step: &StepArrays,
+        page_tokens: usize,
+        at: usize,
+        shape: &AttentionShape,
+    ) {
         let kernel = kernel_of(driver, shape, step);
         let geometry = AttendGeometry {
             group: shape.group() as u32,
@@ -269,7 +276,8 @@ fn items_of(rows: usize, sms: u32, kv_heads: usize) -> u32 {
 fn kernel_of(driver: &dyn Driver, shape: &AttentionShape, step: &StepArrays) -> AttendKernel {
     let decodes = step.spans.iter().all(|span| (span.rows as usize * shape.group()) <= 64);
     let width = if decodes { AttendWidth::Narrow } else { AttendWidth::Wide };
-    let hopper = driver.device().arch.is_hopper().then(|| AttendKernel::sm90(shape.head_dim, width)).flatten();
+    let hopper =
+        driver.device().arch.is_hopper().then(|| AttendKernel::sm90(shape.head_dim, width)).flatten();
     let kernel = hopper.or_else(|| AttendKernel::mma(shape.head_dim));
     kernel.unwrap_or_else(|| panic!("heads of {} dimensions were refused at load", shape.head_dim))
 }

@@ -70,11 +70,14 @@ pub struct CudaBackend {
     attention: Option<Attention>,
     sampler: Option<Sampler>,
     recordings: Recordings,
+    /// By weights.
     allocated: u64,
+    free_at_start: u64,
 }
 
 impl CudaBackend {
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
+        let free_at_start = driver.free_bytes();
         Self {
             driver,
             options,
@@ -89,6 +92,7 @@ impl CudaBackend {
             sampler: None,
             recordings: Recordings::new(),
             allocated: 0,
+            free_at_start,
         }
     }
 
@@ -162,7 +166,15 @@ impl CudaBackend {
         };
         let (at, k) = (x.expect(Precision::Half), weight.k as u32);
         match plan.boxes {
-            None => launch(bytemuck::bytes_of(&LinearParams { x: at, w: weight.at, rows_live, out, k, padding: 0 })),
+            None => launch(bytemuck::bytes_of(&LinearParams {
+                x: at,
+                w: weight.at,
+                scale: DevicePtr::NULL,
+                rows_live,
+                out,
+                k,
+                padding: 0,
+            })),
             Some(LinearBoxes { x_rows, w_rows }) => {
                 let map = |base, rows, tile| self.driver.tensor_map(&matrix(base, rows, weight.k, tile));
                 let (x, w) = (map(at, x.rows_max, x_rows), map(weight.at, weight.n, w_rows));
@@ -250,6 +262,12 @@ impl Backend for CudaBackend {
 
     fn free_bytes(&self) -> Option<u64> {
         Some(self.driver.free_bytes())
+    }
+
+    fn other_bytes(&self) -> Option<u64> {
+        let pages = self.pages.as_ref().map_or(0, |p| p.shape().page_bytes() * p.shape().pages) as u64;
+        let taken = self.free_at_start.saturating_sub(self.driver.free_bytes());
+        Some(taken.saturating_sub(self.allocated + pages))
     }
 
     fn logit_rows(&self) -> usize {

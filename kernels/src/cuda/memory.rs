@@ -70,10 +70,6 @@ impl Buffer {
         Ok(Self { at, rows_max, cols, precision, rows: 0 })
     }
 
-    pub fn bytes(&self) -> usize {
-        self.rows_max * self.cols * bytes_of(self.precision)
-    }
-
     /// Says how many rows an op is about to write.
     pub fn resize(&mut self, rows: usize) -> DevicePtr {
         assert!(rows <= self.rows_max, "{rows} rows in a buffer of {}", self.rows_max);

@@ -151,7 +151,11 @@ mod tests {
         let sequences: [&[u32]; 4] = [&[1, 2, 3], &[1, 2, 3], &[1, 2, 4], &[5, 2, 3]];
         assert_eq!(found(&sequences, 16, 256), [], "four rows a sequence, three sequences");
         assert_eq!(found(&sequences, 12, 256), [(512, vec![0, 1, 2])]);
-        assert_eq!(found(&sequences, 8, 768), [(768, vec![0, 1])], "the shorter stretch is left to its members");
+        assert_eq!(
+            found(&sequences, 8, 768),
+            [(768, vec![0, 1])],
+            "the shorter stretch is left to its members"
+        );
         assert_eq!(found(&sequences, 1, 256)[0].1, [0, 1, 2]);
     }
 

@@ -6,7 +6,8 @@
 use super::driver::{DevicePtr, Driver};
 use super::memory::{Buffer, DeviceArray};
 use super::params::sample::{
-    SCRATCH_BYTES, SampleEdit, SampleOut, SampleParams, SampleRowParams, VOCAB_END, prepare, sampled, supports,
+    SCRATCH_BYTES, SampleEdit, SampleOut, SampleParams, SampleRowParams, VOCAB_END, prepare, sampled,
+    supports,
 };
 use crate::{History, KernelError, Precision, SampleRow, Sampled, SamplingParams, sample};
 

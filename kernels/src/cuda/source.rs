@@ -15,6 +15,13 @@ pub struct Unit {
     pub hopper_only: bool,
 }
 
+impl Unit {
+    /// Serves nobody: holds a device against the emulator, instruction by instruction.
+    pub fn is_for_checks(&self) -> bool {
+        self.name.starts_with("conformance")
+    }
+}
+
 macro_rules! unit {
     ($name:literal) => {
         Unit { name: $name, text: include_str!(concat!("../../cu/", $name, ".cu")), hopper_only: false }

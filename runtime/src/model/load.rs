@@ -162,7 +162,7 @@ pub fn load_from(
     let memory = MemoryPlan {
         weights: Bytes(backend.weight_bytes()),
         kv_pages: Bytes((kv.pages * kv.page_bytes()) as u64),
-        activations: Bytes(model.activation_bytes()),
+        activations: Bytes(backend.other_bytes().unwrap_or_else(|| model.activation_bytes())),
         pages: kv.pages as u32,
         page_tokens: kv.page_tokens as u32,
     };

@@ -95,8 +95,7 @@ pub fn limits(backend: &mut dyn Backend, limits: StepLimits) {
 pub fn pool(backend: &mut dyn Backend, rng: &mut SplitMix, shape: KvShape) {
     backend.kv_pool(shape).expect("device memory");
     let bytes = shape.page_bytes();
-    let values: Vec<half::bf16> =
-        normal(rng, bytes / 2).iter().map(|&x| half::bf16::from_f32(x)).collect();
+    let values: Vec<half::bf16> = normal(rng, bytes / 2).iter().map(|&x| half::bf16::from_f32(x)).collect();
     backend.page_write(0, bytemuck::cast_slice(&values));
     let pairs: Vec<(u32, u32)> = (1..shape.pages as u32).map(|page| (0, page)).collect();
     backend.page_copy(&pairs);

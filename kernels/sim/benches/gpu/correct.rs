@@ -86,7 +86,8 @@ fn chain(b: &mut dyn Backend, case: &Case, seed: u64) -> Vec<f32> {
     let norm = vector(b, &ones);
     let bias_values = normal(rng, shape.qkv_cols());
     let bias = vector(b, &bias_values);
-    let inv_freq = (0..case.head_dim / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / case.head_dim as f64)).collect();
+    let inv_freq =
+        (0..case.head_dim / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / case.head_dim as f64)).collect();
     let rope = b.rope_table(&RopeTable { inv_freq, magnitude: 1.0, positions }).expect("device memory");
     use Precision::{Full, Half};
     let mut buffer = |cols: usize, p: Precision| b.buffer(rows, cols, p).expect("device memory");

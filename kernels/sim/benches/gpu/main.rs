@@ -70,7 +70,7 @@ fn run(arguments: &Arguments, device: &bench::Device, report: &mut Report) {
 }
 
 fn options(arguments: &Arguments) -> GpuOptions {
-    GpuOptions { index: 0, cache: None, cubins: arguments.cubins.clone() }
+    GpuOptions { index: 0, cache: None, cubins: arguments.cubins.clone(), with_checks: true }
 }
 
 fn arguments() -> Arguments {
@@ -82,7 +82,9 @@ fn arguments() -> Arguments {
             "--cubins" => parsed.cubins = Some(value().into()),
             "--json" => parsed.json = Some(value().into()),
             "--parts" => parsed.parts = value().split(',').map(str::to_owned).collect(),
-            "--emulate" => parsed.emulate = Some(value().parse().unwrap_or_else(|_| usage("--emulate 80 or 90"))),
+            "--emulate" => {
+                parsed.emulate = Some(value().parse().unwrap_or_else(|_| usage("--emulate 80 or 90")))
+            }
             "--bench" => {} // what cargo bench adds
             other => usage(&format!("unknown argument {other}")),
         }

@@ -30,7 +30,11 @@ impl Row {
     /// The share of what is possible, for times and rates alike.
     fn share(&self) -> Option<f64> {
         let floor = self.floor?;
-        Some(if self.unit.ends_with('s') && !self.unit.contains('/') { floor / self.value } else { self.value / floor })
+        Some(if self.unit.ends_with('s') && !self.unit.contains('/') {
+            floor / self.value
+        } else {
+            self.value / floor
+        })
     }
 }
 
@@ -47,7 +51,8 @@ impl Report {
 
     pub fn describe(&mut self, gpu: &Gpu) {
         let info = gpu.device();
-        self.device = format!("{}, {} SMs, {}, driver {}", info.name, info.sms, info.arch.target(), info.driver);
+        self.device =
+            format!("{}, {} SMs, {}, driver {}", info.name, info.sms, info.arch.target(), info.driver);
         for (unit, origin) in gpu.origins() {
             println!("kernels {unit}: {origin:?}");
         }
@@ -95,7 +100,9 @@ impl Report {
 }
 
 fn line(row: &Row) -> String {
-    let share = row.share().map_or(String::new(), |s| format!("{:5.1} % of floor {:.1}", 100.0 * s, row.floor.unwrap_or(0.0)));
+    let share = row
+        .share()
+        .map_or(String::new(), |s| format!("{:5.1} % of floor {:.1}", 100.0 * s, row.floor.unwrap_or(0.0)));
     format!("{:44} {:10.2} {:8} {share:32} target {}", row.case, row.value, row.unit, row.target)
 }
 

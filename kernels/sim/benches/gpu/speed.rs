@@ -88,7 +88,8 @@ fn ceilings(device: &Device, report: &mut Report) -> Ceilings {
     pool(&mut b, rng, shape);
     let bytes = (shape.pages * shape.page_bytes()) as f64;
     let all: Vec<u32> = (0..shape.pages as u32).collect();
-    let half: Vec<(u32, u32)> = (0..shape.pages as u32 / 2).map(|p| (p, p + shape.pages as u32 / 2)).collect();
+    let half: Vec<(u32, u32)> =
+        (0..shape.pages as u32 / 2).map(|p| (p, p + shape.pages as u32 / 2)).collect();
     let b = std::cell::RefCell::new(b);
     let wait = || drop(b.borrow().read(probe));
     let zero = seconds(3, |_| b.borrow_mut().page_zero(&all), wait);
@@ -272,7 +273,9 @@ fn sampling(device: &Device, report: &mut Report, ceilings: Ceilings) {
     let history = History::default();
     let filtered = SamplingParams { top_k: 50, top_p: 0.9, temperature: 0.8, ..SamplingParams::default() };
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    for (case, params) in [("greedy", greedy), ("temperature", SamplingParams::default()), ("top-k, top-p", filtered)] {
+    for (case, params) in
+        [("greedy", greedy), ("temperature", SamplingParams::default()), ("top-k, top-p", filtered)]
+    {
         let row = SampleRow { params: &params, history: &history, position: 1, forced: None };
         let asked = vec![row; ROWS];
         let us = 1e6 * seconds(10, |_| drop(b.sample(logits, &asked)), || ());

@@ -72,6 +72,8 @@ pub struct GpuOptions {
     pub cache: Option<PathBuf>,
     /// A folder of kernels that were compiled beforehand, `UNIT.sm_XX.cubin`.
     pub cubins: Option<PathBuf>,
+    /// Load what only checks of the device use as well.
+    pub with_checks: bool,
 }
 
 /// True if libcuda is there. Does not start it.

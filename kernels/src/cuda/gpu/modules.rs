@@ -39,7 +39,9 @@ pub(super) struct Modules {
 impl Modules {
     pub fn load(device: &DeviceInfo, options: &GpuOptions) -> Result<Self, GpuError> {
         let mut loaded = Self { modules: Vec::new(), origins: Vec::new(), functions: RefCell::default() };
-        for unit in UNITS.iter().filter(|u| !u.hopper_only || device.arch.is_hopper()) {
+        let serves = |u: &&Unit| !u.hopper_only || device.arch.is_hopper();
+        let wanted = |u: &&Unit| options.with_checks || !u.is_for_checks();
+        for unit in UNITS.iter().filter(serves).filter(wanted) {
             let (code, origin) = code_of(unit, device, options)?;
             let mut module = std::ptr::null_mut();
             // SAFETY: the image is a whole cubin and lives through the call.

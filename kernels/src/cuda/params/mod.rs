@@ -16,7 +16,12 @@ pub mod sample;
 use super::driver::Launch;
 
 /// A launch without dynamic shared memory.
-fn launch<'a, P: bytemuck::Pod>(kernel: &'static str, grid: [u32; 3], block: u32, params: &'a P) -> Launch<'a> {
+fn launch<'a, P: bytemuck::Pod>(
+    kernel: &'static str,
+    grid: [u32; 3],
+    block: u32,
+    params: &'a P,
+) -> Launch<'a> {
     Launch { kernel, grid, block, smem: 0, params: bytemuck::bytes_of(params) }
 }
 
