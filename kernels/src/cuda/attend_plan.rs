@@ -241,20 +241,27 @@ impl<'a> Planner<'a> {
         self.units.extend(open);
     }
 
-    /// The longest run of tiles with which the work fills the device `waves` times; unbounded for 0.
+    /// The longest run of tiles with which the work fills the device `waves` times; unbounded for 0. Never
+    /// shorter than what is not cut: that takes its time anyway.
     fn run_max(&self, waves: u32) -> u32 {
         if waves == 0 {
             return u32::MAX;
         }
+        let uncut = self.units.iter().filter(|unit| !self.cuts(unit)).map(Unit::tiles).max().unwrap_or(1);
         let work: u64 = self.units.iter().map(|unit| u64::from(unit.tiles())).sum();
         let blocks = u64::from(waves * self.geometry.sms.max(1));
-        (work * u64::from(self.geometry.kv_heads)).div_ceil(blocks).clamp(1, u64::from(u32::MAX)) as u32
+        (work * u64::from(self.geometry.kv_heads))
+            .div_ceil(blocks)
+            .clamp(u64::from(uncut), u64::from(u32::MAX)) as u32
+    }
+
+    fn cuts(&self, unit: &Unit) -> bool {
+        unit.rows * self.geometry.group <= CUT_ROWS
     }
 
     fn add_items(&mut self, unit: &Unit, run_max: u32) {
         let tiles = unit.tiles();
-        let few = unit.rows * self.geometry.group <= CUT_ROWS;
-        let runs = if few { tiles.div_ceil(run_max) } else { 1 };
+        let runs = if self.cuts(unit) { tiles.div_ceil(run_max) } else { 1 };
         let tile0 = unit.key_from / TILE;
         for run in 0..runs {
             let cut = |run: u32| tile0 + (u64::from(run) * u64::from(tiles) / u64::from(runs)) as u32;
@@ -492,7 +499,7 @@ mod tests {
             let whole = |node: Option<usize>| node.map_or(0, |i| u64::from(tree.nodes[i].tokens / TILE * TILE));
             let shared: u64 = (0..tree.nodes.len()).map(|i| whole(Some(i)) - whole(tree.nodes[i].parent)).sum();
             let own: u64 =
-                tree.spans.iter().zip(&tree.leaf).map(|(s, &leaf)| u64::from(s.start + 1).saturating_sub(whole(leaf))).sum();
+                tree.spans.iter().zip(&tree.leaf).map(|(s, &leaf)| u64::from(s.start + s.rows).saturating_sub(whole(leaf))).sum();
             prop_assert_eq!(plan.kv_tokens, shared + own);
         }
 
