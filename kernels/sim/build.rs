@@ -4,7 +4,8 @@
 //! Each kernel file is wrapped into a namespace of its own, since nvcc would keep two files' helpers of the same
 //! name apart and a linker would not. Objects are kept by what went into them, so that a change to one kernel
 //! compiles one file. `QUIRE_CUSIM_SANITIZE=address|undefined` adds a sanitizer, whose runtime must then be
-//! preloaded (scripts/cusim-sanitize does); `QUIRE_CUSIM_FLAGS` adds flags.
+//! preloaded (scripts/cusim-sanitize does); `QUIRE_CUSIM_FLAGS` adds flags; `QUIRE_CUSIM_SOURCES` is a folder to take in
+//! place of `kernels/` (scripts/cuda-mutants breaks copies).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,13 +13,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(variable("OUT_DIR"));
-    let kernels = here.parent().expect("kernels/").join("cu");
-    let (emulator, wrong) = (here.join("cpp"), here.join("wrong"));
-    for name in ["QUIRE_CUSIM_SANITIZE", "QUIRE_CUSIM_FLAGS"] {
+    for name in ["QUIRE_CUSIM_SOURCES", "QUIRE_CUSIM_SANITIZE", "QUIRE_CUSIM_FLAGS"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
+    let house = match std::env::var("QUIRE_CUSIM_SOURCES") {
+        Ok(elsewhere) => PathBuf::from(elsewhere),
+        Err(_) => PathBuf::from(variable("CARGO_MANIFEST_DIR")).parent().expect("kernels/").to_owned(),
+    };
+    let [kernels, emulator, wrong] = ["cu", "sim/cpp", "sim/wrong"].map(|folder| house.join(folder));
 
     let mut base = cc::Build::new();
     base.cpp(true).std("c++20").define("CUSIM", None).include(&emulator).include(&kernels).warnings(false);
@@ -105,18 +108,32 @@ fn object(
     for file in &files {
         (file, fs::read(file).unwrap_or_default()).hash(&mut key);
     }
-    let folder = out.join("objects").join(source.file_name().expect("a file name"));
-    let stamp = folder.join("key");
-    let key = format!("{:016x}", key.finish());
-    let recorded = fs::read_to_string(&stamp).unwrap_or_default();
-    if let Some(path) = recorded.strip_prefix(&key) {
-        return PathBuf::from(path.trim());
+    let kept = out.join("objects").join(source.file_name().expect("a file name"));
+    let folder = kept.join(format!("{:016x}", key.finish()));
+    if let Some(path) = object_in(&folder) {
+        return path;
     }
-    let objects = build.out_dir(&folder).file(unit).compile_intermediates();
-    let path = objects.into_iter().next().expect("one object");
-    fs::write(&stamp, format!("{key} {}", path.display()))
-        .unwrap_or_else(|e| panic!("{}: {e}", stamp.display()));
-    path
+    forget_old(&kept);
+    build.out_dir(&folder).file(unit).compile_intermediates();
+    object_in(&folder).unwrap_or_else(|| panic!("no object in {}", folder.display()))
+}
+
+fn object_in(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    entries.filter(|path| path.extension().is_some_and(|e| e == "o")).min()
+}
+
+/// Keeps the few newest objects of a source: edits and mutants come and go, the original comes back.
+fn forget_old(kept: &Path) {
+    const KEPT: usize = 4;
+    let Ok(entries) = fs::read_dir(kept) else { return };
+    let dated = |path: PathBuf| Some((fs::metadata(&path).ok()?.modified().ok()?, path));
+    let mut folders: Vec<_> = entries.filter_map(|entry| dated(entry.ok()?.path())).collect();
+    folders.sort();
+    for (_, folder) in folders.iter().rev().skip(KEPT) {
+        // A folder that stays costs space only.
+        let _ = fs::remove_dir_all(folder);
+    }
 }
 
 /// `file` and everything that it includes from our folders.

@@ -27,13 +27,11 @@ Window::~Window() { free(base); }
 void start_shared(Block& b) {
     b.window_bytes = window_size(b.dynamic_bytes);
     const uint32_t statics = static_begin(b.dynamic_bytes);
-    const uint32_t dirty = std::max(b.static_end, statics); // what the block before used
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(b.shared, b.window_bytes);
 #endif
     memset(b.shared, 0xFF, b.dynamic_bytes);
     memset(b.shared + b.dynamic_bytes, canary, statics - b.dynamic_bytes);
-    memset(b.shared + statics, 0xFF, dirty - statics);
 #if defined(__SANITIZE_ADDRESS__)
     __asan_poison_memory_region(b.shared + b.dynamic_bytes, b.window_bytes - b.dynamic_bytes);
 #endif

@@ -30,7 +30,7 @@ void tma_load(void* to, const void* map, void* barrier, const int32_t* at, int r
 static const unsigned char* element(const TensorMap& map, const int64_t* at) {
     uint64_t offset = 0;
     for (int d = 0; d < map.rank; d++) {
-        if (at[d] < 0 || (uint64_t)at[d] >= map.dims[d]) return nullptr;
+        if ((uint64_t)at[d] >= map.dims[d]) return nullptr; // negative ones too
         offset += (uint64_t)at[d] * (d ? map.strides[d - 1] : map.element_bytes);
     }
     return reinterpret_cast<const unsigned char*>(map.base) + offset;

@@ -104,6 +104,12 @@ fn ask(rng: &mut SplitMix, vocab: usize) -> Ask {
 
 /// Runs a step of these rows and `dead` more; gives what each row's host would get.
 fn on_device(asks: &[Ask], dead: usize, seed: u64) -> (Vec<Sampled>, Vec<SampleOut>) {
+    let (sampled, out, _) = step(asks, dead, seed);
+    (sampled, out)
+}
+
+/// The same, and the rows' scratch.
+fn step(asks: &[Ask], dead: usize, seed: u64) -> (Vec<Sampled>, Vec<SampleOut>, Vec<u64>) {
     let (vocab, all) = (asks[0].logits.len(), asks.len() + dead);
     let stride = vocab.next_multiple_of(4) + 4 * (seed as usize % 2);
     let mut logits = Guarded::<f32>::new(all * stride);
@@ -135,14 +141,14 @@ fn on_device(asks: &[Ask], dead: usize, seed: u64) -> (Vec<Sampled>, Vec<SampleO
         let unused = if i < asks.len() { &row[vocab..] } else { row };
         assert!(unused.iter().all(|x| x.to_bits() == u32::MAX), "row {i}: a logit that is none was written");
     }
-    scratch.assert_guards("scratch");
+    let scratch = scratch.take("scratch");
     undo.assert_guards("undo");
     let out = out.take("out");
     assert!(
         bytemuck::cast_slice::<_, u8>(&out[asks.len()..]).iter().all(|b| *b == 0xFF),
         "a dead row was drawn"
     );
-    (out.iter().zip(asks).map(|(out, ask)| sampled(out, &ask.row())).collect(), out)
+    (out.iter().zip(asks).map(|(out, ask)| sampled(out, &ask.row())).collect(), out, scratch)
 }
 
 fn close(a: f32, b: f32) -> bool {
@@ -205,6 +211,40 @@ fn draws_from_large_vocabularies() {
     for case in 0..cases(500).div_ceil(100) {
         let vocab = [128_256, 130_000, 50_257, 151_936, 32_003][case % 5];
         check(&mut rng, vocab, 3, SEEDS[case % SEEDS.len()], &mut equal);
+    }
+}
+
+/// The definition of a mass, written again: the exponential's polynomial, then whole multiples of 2^-34.
+fn mass(x: f32, max: f32, temperature: f32) -> u64 {
+    const ROUND: f32 = 12_582_912.0;
+    let x = -((max - x) / temperature);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let factors = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+    let p = factors.iter().fold(1.987_569_1e-4f32, |p, c| p * r + c);
+    let e = (p * (r * r) + r) + 1.0;
+    let weight = if x < -87.33 { 0.0 } else { e * 2f32.powi(n as i32) };
+    (f64::from(weight) * 2f64.powi(34)).round_ties_even() as u64
+}
+
+#[test]
+fn masses_are_the_definitions_to_the_last_unit() {
+    const SUB: usize = 512;
+    let mut rng = SplitMix::new(25);
+    for case in 0..cases(200) {
+        let vocab = 1 + rng.below(1600) as usize;
+        let spread = pick(&mut rng, &[0.1, 1.0, 5.0]);
+        let logits: Vec<f32> = (0..vocab).map(|_| (rng.normal() * spread) as f32).collect();
+        let temperature = 2f32.powf((rng.unit() * 8.0 - 4.0) as f32);
+        let params = SamplingParams { temperature, ..SamplingParams::default() };
+        let ask = Ask { logits, params, history: History::default(), position: 0, forced: None };
+        let (_, _, scratch) = step(std::slice::from_ref(&ask), 0, SEEDS[case % SEEDS.len()]);
+        let max = ask.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let want: Vec<u64> =
+            ask.logits.chunks(SUB).map(|c| c.iter().map(|&x| mass(x, max, temperature)).sum()).collect();
+        // The third array of a row's scratch.
+        assert_eq!(scratch[2 * 512..][..want.len()], want, "case {case}: {vocab} logits at {temperature}");
     }
 }
 

@@ -307,6 +307,32 @@ WRONG(race_refill, 128) {
     cp_wait<0>();
     __syncthreads();
 }
+// Waiting for the refill behind a barrier is not enough: it may land as soon as it is asked for.
+WRONG(race_refill_asked_for_early, 128) {
+    DYN_SMEM(u32, shared);
+    copy_piece(p, shared);
+    cp_commit();
+    cp_wait<0>();
+    __syncthreads();
+    cp_async16(shared + (threadIdx.x ^ 96) * 4, p.in + 128, true);
+    cp_commit();
+    p.out[threadIdx.x] = shared[threadIdx.x * 4 + threadIdx.x % 4];
+    __syncthreads();
+    cp_wait<0>();
+    __syncthreads();
+}
+// The last warp is twenty steps ahead of the first when it writes what that one has still to read.
+WRONG(race_far_ahead, 128) {
+    DYN_SMEM(u32, shared);
+    const u32 t = threadIdx.x;
+    shared[t] = p.in[t];
+    __syncthreads();
+    for (u32 step = 0; step < 20; step++) {
+        __syncwarp();
+        if (step == 2) p.out[t] = shared[t ^ 96];
+    }
+    shared[t] = 0;
+}
 WRONG(race_tma_refill, 64) {
     DYN_SMEM(u32, shared);
     SHARED_ARRAY(u64, bars, 2);

@@ -241,20 +241,27 @@ impl<'a> Planner<'a> {
         self.units.extend(open);
     }
 
-    /// The longest run of tiles with which the work fills the device `waves` times; unbounded for 0.
+    /// The longest run of tiles with which the work fills the device `waves` times; unbounded for 0. Never
+    /// shorter than what is not cut: that takes its time anyway.
     fn run_max(&self, waves: u32) -> u32 {
         if waves == 0 {
             return u32::MAX;
         }
+        let uncut = self.units.iter().filter(|unit| !self.cuts(unit)).map(Unit::tiles).max().unwrap_or(1);
         let work: u64 = self.units.iter().map(|unit| u64::from(unit.tiles())).sum();
         let blocks = u64::from(waves * self.geometry.sms.max(1));
-        (work * u64::from(self.geometry.kv_heads)).div_ceil(blocks).clamp(1, u64::from(u32::MAX)) as u32
+        (work * u64::from(self.geometry.kv_heads))
+            .div_ceil(blocks)
+            .clamp(u64::from(uncut), u64::from(u32::MAX)) as u32
+    }
+
+    fn cuts(&self, unit: &Unit) -> bool {
+        unit.rows * self.geometry.group <= CUT_ROWS
     }
 
     fn add_items(&mut self, unit: &Unit, run_max: u32) {
         let tiles = unit.tiles();
-        let few = unit.rows * self.geometry.group <= CUT_ROWS;
-        let runs = if few { tiles.div_ceil(run_max) } else { 1 };
+        let runs = if self.cuts(unit) { tiles.div_ceil(run_max) } else { 1 };
         let tile0 = unit.key_from / TILE;
         for run in 0..runs {
             let cut = |run: u32| tile0 + (u64::from(run) * u64::from(tiles) / u64::from(runs)) as u32;
@@ -310,5 +317,244 @@ impl<'a> Planner<'a> {
             });
             self.plan.slots.extend(same_row.iter().map(|state| state.slot));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::SplitMix;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const FREE: AttendLimits = AttendLimits { items: u32::MAX, rows: u32::MAX, states: u32::MAX };
+
+    /// A group with members of its own, and the node it hangs from.
+    struct Node {
+        tokens: u32,
+        members: Vec<u32>,
+        parent: Option<usize>,
+    }
+
+    /// A random tree of groups, and spans that continue its leaves by 0 to 700 tokens.
+    struct Tree {
+        nodes: Vec<Node>,
+        spans: Vec<SeqSpan>,
+        /// The node each span hangs from.
+        leaf: Vec<Option<usize>>,
+    }
+
+    impl Tree {
+        fn random(rng: &mut SplitMix, rows_max: u64) -> Tree {
+            let mut tree = Tree { nodes: Vec::new(), spans: Vec::new(), leaf: Vec::new() };
+            for _ in 0..1 + rng.below(3) {
+                tree.grow(rng, None, 0, 3, rows_max);
+            }
+            tree
+        }
+
+        fn grow(
+            &mut self,
+            rng: &mut SplitMix,
+            parent: Option<usize>,
+            tokens: u32,
+            depth: u32,
+            rows_max: u64,
+        ) {
+            let node = self.nodes.len();
+            let tokens = tokens + 16 * rng.below(60) as u32;
+            self.nodes.push(Node { tokens, members: Vec::new(), parent });
+            for _ in 0..2 + rng.below(3) {
+                if depth > 0 && rng.below(3) == 0 {
+                    self.grow(rng, Some(node), tokens, depth - 1, rows_max);
+                } else {
+                    self.add_span(rng, Some(node), tokens, rows_max);
+                }
+            }
+            if rng.below(4) == 0 {
+                self.add_span(rng, None, 0, rows_max * 20);
+            }
+        }
+
+        fn add_span(&mut self, rng: &mut SplitMix, leaf: Option<usize>, shared: u32, rows_max: u64) {
+            let row = self.spans.last().map_or(0, |s| s.row + s.rows);
+            let rows = 1 + rng.below(rows_max) as u32;
+            let own = if rng.below(4) == 0 { 0 } else { rng.below(700) as u32 };
+            let start = (shared + own).saturating_sub(rows);
+            let table = self.spans.len() as u32 * 1000;
+            self.leaf.push(leaf);
+            let mut at = leaf;
+            while let Some(node) = at {
+                self.nodes[node].members.push(self.spans.len() as u32);
+                at = self.nodes[node].parent;
+            }
+            self.spans.push(SeqSpan { row, rows, start, table });
+        }
+
+        fn groups(&self) -> Vec<AttendGroup<'_>> {
+            let group =
+                |node: &'_ Node| (node.tokens, self.spans[*node.members.last().unwrap() as usize].table);
+            self.nodes
+                .iter()
+                .map(|node| AttendGroup { tokens: group(node).0, table: group(node).1, spans: &node.members })
+                .collect()
+        }
+
+        /// May `table` serve the first `end` keys of `span`?
+        fn shares(&self, span: usize, table: u32, end: u32) -> bool {
+            let in_node = |node: &Node| {
+                let holds = |table: u32| node.members.iter().any(|&i| self.spans[i as usize].table == table);
+                end <= node.tokens && node.members.contains(&(span as u32)) && holds(table)
+            };
+            table == self.spans[span].table || self.nodes.iter().any(in_node)
+        }
+    }
+
+    fn geometry(rng: &mut SplitMix, window: bool) -> AttendGeometry {
+        AttendGeometry {
+            group: [1, 2, 4, 7, 16][rng.below(5) as usize],
+            kv_heads: 1 + rng.below(8) as u32,
+            window: window.then(|| 1 + rng.below(900) as u32),
+            rows_max: 64 << rng.below(2),
+            sms: 1 + rng.below(200) as u32,
+        }
+    }
+
+    /// Every (row, visible tile) is read once, with all its visible keys, and merges are in order.
+    fn check(plan: &AttendPlan, geometry: &AttendGeometry, tree: &Tree) {
+        let planner = Planner::new(geometry, &tree.spans);
+        let rows: Vec<(usize, u32)> = (tree.spans.iter().enumerate())
+            .flat_map(|(i, s)| (0..s.rows).map(move |r| (i, s.start + r)))
+            .collect();
+        // By state (or, directly written, by row): the row and its tiles.
+        let mut states: BTreeMap<u32, (u32, Vec<u32>)> = BTreeMap::new();
+        let mut done: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for item in &plan.items {
+            assert!(item.rows > 0 && item.rows * geometry.group <= geometry.rows_max);
+            let folds = item.slot == AttendItem::DIRECT || item.flags == AttendItem::FOLD;
+            for i in 0..item.rows {
+                let row = plan.row_list[(item.row_list + i) as usize];
+                let (span, position) = rows[row as usize];
+                assert!(tree.shares(span, item.table, item.key_end));
+                let lo = planner.first_visible(position);
+                let tiles = item.key_from / TILE..item.key_end.div_ceil(TILE);
+                assert!(!folds || lo / TILE >= tiles.start, "a folded run starts at the first visible tile");
+                for tile in tiles.clone() {
+                    let keys = lo.max(tile * TILE)..(position + 1).min((tile + 1) * TILE);
+                    if keys.is_empty() {
+                        continue;
+                    }
+                    assert!(
+                        item.key_from <= keys.start && keys.end <= item.key_end,
+                        "a visible key is not read"
+                    );
+                    if item.slot == AttendItem::DIRECT {
+                        done.entry(row).or_default().push(tile);
+                        continue;
+                    }
+                    let nth = if folds { 0 } else { tile - tiles.start };
+                    let state = states.entry(item.slot + nth * item.rows + i).or_insert((row, Vec::new()));
+                    assert_eq!(state.0, row, "two rows share a state");
+                    state.1.push(tile);
+                }
+            }
+        }
+        for merge in &plan.merges {
+            assert!(!done.contains_key(&merge.row));
+            let tiles = done.entry(merge.row).or_default();
+            for slot in &plan.slots[merge.first as usize..][..merge.count as usize] {
+                assert!(*slot < plan.states);
+                let (row, of_state) =
+                    states.remove(slot).expect("a state that is written once and used once");
+                assert_eq!(row, merge.row);
+                tiles.extend(of_state);
+            }
+        }
+        assert!(states.is_empty(), "a state that nobody merges");
+        for (row, &(_, position)) in rows.iter().enumerate() {
+            let visible: Vec<u32> = (planner.first_visible(position) / TILE..=position / TILE).collect();
+            assert_eq!(done.get(&(row as u32)), Some(&visible), "row {row} at {position}");
+        }
+        let read: u64 = plan.items.iter().map(|item| u64::from(item.key_end - item.key_from)).sum();
+        assert_eq!(read, plan.kv_tokens);
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_reads_every_visible_tile_once_and_merges_in_order(seed: u64, window: bool, long: bool) {
+            let mut rng = SplitMix::new(seed);
+            let tree = Tree::random(&mut rng, if long { 90 } else { 3 });
+            let geometry = geometry(&mut rng, window);
+            let plan = AttendPlan::new(&geometry, &tree.spans, &tree.groups(), &FREE);
+            check(&plan, &geometry, &tree);
+            prop_assert_eq!(&plan, &AttendPlan::new(&geometry, &tree.spans, &tree.groups(), &FREE));
+        }
+
+        #[test]
+        fn decodes_of_a_tree_read_each_node_once(seed: u64) {
+            let mut rng = SplitMix::new(seed);
+            let tree = Tree::random(&mut rng, 1);
+            let geometry = AttendGeometry { group: 1, rows_max: 128, ..geometry(&mut rng, false) };
+            let plan = AttendPlan::new(&geometry, &tree.spans, &tree.groups(), &FREE);
+            let whole = |node: Option<usize>| node.map_or(0, |i| u64::from(tree.nodes[i].tokens / TILE * TILE));
+            let shared: u64 = (0..tree.nodes.len()).map(|i| whole(Some(i)) - whole(tree.nodes[i].parent)).sum();
+            let own: u64 =
+                tree.spans.iter().zip(&tree.leaf).map(|(s, &leaf)| u64::from(s.start + s.rows).saturating_sub(whole(leaf))).sum();
+            prop_assert_eq!(plan.kv_tokens, shared + own);
+        }
+
+        #[test]
+        fn without_room_for_states_a_plan_has_none(seed: u64) {
+            let mut rng = SplitMix::new(seed);
+            let tree = Tree::random(&mut rng, 3);
+            let geometry = geometry(&mut rng, false);
+            let rows = tree.spans.iter().map(|s| s.rows).sum();
+            let tight = AttendLimits { items: rows, rows, states: 0 };
+            let plan = AttendPlan::new(&geometry, &tree.spans, &tree.groups(), &tight);
+            check(&plan, &geometry, &tree);
+            prop_assert!(plan.fits(&tight) && plan.merges.is_empty());
+        }
+    }
+
+    fn h200(rows_max: u32) -> AttendGeometry {
+        AttendGeometry { group: 4, kv_heads: 8, window: None, rows_max, sms: 132 }
+    }
+
+    fn decodes(count: u32, tokens: u32) -> Vec<SeqSpan> {
+        (0..count).map(|i| SeqSpan { row: i, rows: 1, start: tokens - 1, table: i * 4096 }).collect()
+    }
+
+    #[test]
+    fn a_lone_long_decode_fills_the_device_twice() {
+        let plan = AttendPlan::new(&h200(64), &decodes(1, 32 << 10), &[], &FREE);
+        assert_eq!((plan.items.len(), plan.merges.len()), (32, 1));
+        assert!(plan.items.iter().all(|item| item.key_end - item.key_from == 4 * TILE));
+        assert_eq!(plan.states, 1 + 31 * 4, "the first run is folded");
+    }
+
+    #[test]
+    fn a_full_batch_is_neither_cut_nor_merged() {
+        let plan = AttendPlan::new(&h200(64), &decodes(64, 4096), &[], &FREE);
+        assert_eq!((plan.items.len(), plan.states), (64, 0));
+    }
+
+    #[test]
+    fn a_prompt_is_packed_longest_rows_first() {
+        let span = SeqSpan { row: 0, rows: 100, start: 1000, table: 0 };
+        let plan = AttendPlan::new(&h200(128), &[span], &[], &FREE);
+        let ends: Vec<(u32, u32)> = plan.items.iter().map(|item| (item.rows, item.key_end)).collect();
+        assert_eq!(ends, [(4, 1100), (32, 1096), (32, 1064), (32, 1032)]);
+        assert_eq!(plan.states, 0);
+    }
+
+    #[test]
+    fn a_shared_prefix_is_read_once_for_each_item_of_rows() {
+        let spans = decodes(256, 32768 + 256);
+        let members: Vec<u32> = (0..256).collect();
+        let group = AttendGroup { tokens: 32768, table: 0, spans: &members };
+        let plan = AttendPlan::new(&h200(128), &spans, &[group], &FREE);
+        assert_eq!(plan.kv_tokens, 8 * 32768 + 256 * 256);
+        assert_eq!((plan.items.len(), plan.merges.len()), (8 + 256, 256));
+        assert_eq!(plan.states, 2 * 256, "the shared run is folded, the own tile is one");
     }
 }

@@ -9,7 +9,9 @@ use half::bf16;
 use kernels::SeqSpan;
 use kernels::cuda::attend_plan::{AttendGeometry, AttendGroup, AttendLimits, AttendPlan};
 use kernels::cuda::driver::{DevicePtr, TensorMap};
-use kernels::cuda::params::attend::{AttendArgs, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth};
+use kernels::cuda::params::attend::{
+    AttendArgs, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth,
+};
 use kernels::cuda::params::merge::MergeParams;
 
 use crate::support::{Guarded, assert_close, bf16_values, run};
@@ -103,6 +105,24 @@ impl Scene {
     }
 
     pub fn plan(&self, runs: &[Run], shared: &[Shared], rows_max: u32, sms: u32) -> AttendPlan {
+        self.plan_within(runs, shared, rows_max, sms, u32::MAX)
+    }
+
+    /// Every row in one item, without a partial state.
+    pub fn flat_plan(&self, runs: &[Run], rows_max: u32) -> AttendPlan {
+        let plan = self.plan_within(runs, &[], rows_max, 1, 0);
+        assert_eq!(plan.states, 0);
+        plan
+    }
+
+    fn plan_within(
+        &self,
+        runs: &[Run],
+        shared: &[Shared],
+        rows_max: u32,
+        sms: u32,
+        states: u32,
+    ) -> AttendPlan {
         let (spans, _) = self.spans(runs);
         let members: Vec<Vec<u32>> =
             shared.iter().map(|s| s.runs.iter().map(|&r| r as u32).collect()).collect();
@@ -122,7 +142,7 @@ impl Scene {
             rows_max,
             sms,
         };
-        let limits = AttendLimits { items: u32::MAX, rows: u32::MAX, states: u32::MAX };
+        let limits = AttendLimits { items: u32::MAX, rows: u32::MAX, states };
         AttendPlan::new(&geometry, &spans, &groups, &limits)
     }
 
@@ -205,7 +225,14 @@ impl Scene {
         out
     }
 
-    fn reference_head(&self, pool: &[u16], sequence: usize, position: usize, kv: usize, q: &[f32]) -> Vec<f64> {
+    fn reference_head(
+        &self,
+        pool: &[u16],
+        sequence: usize,
+        position: usize,
+        kv: usize,
+        q: &[f32],
+    ) -> Vec<f64> {
         let m = &self.model;
         let (page_stride, block) = self.strides();
         let at = |key: usize, values: usize| {
@@ -314,7 +341,14 @@ impl Device {
         run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &merge, seed);
     }
 
-    fn launch_attend(&mut self, scene: &Scene, plan: &AttendPlan, family: Family, args: AttendArgs, seed: u64) {
+    fn launch_attend(
+        &mut self,
+        scene: &Scene,
+        plan: &AttendPlan,
+        family: Family,
+        args: AttendArgs,
+        seed: u64,
+    ) {
         let m = &scene.model;
         let (page_stride, block) = scene.strides();
         let kernel = m.kernel(family).expect("a kernel for this head dimension");

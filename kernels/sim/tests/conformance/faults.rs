@@ -17,28 +17,40 @@ fn check(kernels: &[&str], threads: u32, want: Expect) {
 #[test]
 fn a_deadlock_says_who_waits_where() {
     let kernels = ["barrier_of_too_many", "mbar_nobody_comes", "lane_that_left", "tma_too_many_bytes"];
-    check(&kernels, 128, expect![[r#"
+    check(
+        &kernels,
+        128,
+        expect![[r#"
         barrier_of_too_many: deadlock: 64 threads (first 0) at bar_sync 3 (passed 0 times); 64 of 128 threads live (block 0,0,0)
         mbar_nobody_comes: deadlock: 128 threads (first 0) at the mbarrier at byte 17408, for parity 0; 128 of 128 threads live (block 0,0,0)
         lane_that_left: deadlock: 31 threads (first 0) at __ballot_sync of mask ffffffff, warp 0; 31 of 128 threads live (block 0,0,0)
-        tma_too_many_bytes: deadlock: 1 threads (first 0) at the mbarrier at byte 17408, for parity 0; 1 of 128 threads live (block 0,0,0)"#]]);
+        tma_too_many_bytes: deadlock: 1 threads (first 0) at the mbarrier at byte 17408, for parity 0; 1 of 128 threads live (block 0,0,0)"#]],
+    );
 }
 
 #[test]
 fn barriers_are_counted_alike() {
     let kernels = ["barrier_counts_differ", "barrier_number"];
-    check(&kernels, 128, expect![[r#"
+    check(
+        &kernels,
+        128,
+        expect![[r#"
         barrier_counts_differ: deadlock: 64 threads (first 64) at bar_sync 3 (passed 1 times); 64 of 128 threads live (block 0,0,0)
-        barrier_number: bar_sync: barrier 0; 0 is __syncthreads' own and there are 16 (block 0,0,0 thread 0,0,0)"#]]);
+        barrier_number: bar_sync: barrier 0; 0 is __syncthreads' own and there are 16 (block 0,0,0 thread 0,0,0)"#]],
+    );
 }
 
 #[test]
 fn lanes_of_a_collective_stand_together() {
     let kernels = ["lanes_apart", "lane_outside_its_mask", "shuffle_from_outside"];
-    check(&kernels, 32, expect![[r#"
+    check(
+        &kernels,
+        32,
+        expect![[r#"
         lanes_apart: divergent collective: __ballot_sync with mask ffffffff, where lanes of the warp stand at __shfl_xor_sync with mask ffffffff (block 0,0,0 thread 16,0,0)
         lane_outside_its_mask: __ballot_sync: lane 1 is not in its own mask 00000001 (block 0,0,0 thread 1,0,0)
-        shuffle_from_outside: __shfl_sync reads lane 20, which takes no part (block 0,0,0 thread 15,0,0)"#]]);
+        shuffle_from_outside: __shfl_sync reads lane 20, which takes no part (block 0,0,0 thread 15,0,0)"#]],
+    );
 }
 
 #[test]
@@ -51,13 +63,17 @@ fn shared_memory_has_bounds_and_alignment() {
         "fragment_misaligned",
         "fragment_from_outside",
     ];
-    check(&kernels, 32, expect![[r#"
+    check(
+        &kernels,
+        32,
+        expect![[r#"
         writes_beyond: write beyond dynamic shared memory: 128 bytes, written at 128 (block 0,0,0)
         copy_misaligned: cp.async of 16 bytes: destination is not aligned (block 0,0,0 thread 0,0,0)
         copy_source_misaligned: cp.async of 16 bytes: source is not aligned (block 0,0,0 thread 0,0,0)
         copy_beyond: cp.async outside of shared memory: bytes 256..272, dynamic part has 256 (block 0,0,0 thread 16,0,0)
         fragment_misaligned: ldmatrix: row address is not aligned to 16 (block 0,0,0 thread 0,0,0)
-        fragment_from_outside: ldmatrix: the address is not in shared memory (block 0,0,0 thread 0,0,0)"#]]);
+        fragment_from_outside: ldmatrix: the address is not in shared memory (block 0,0,0 thread 0,0,0)"#]],
+    );
 }
 
 #[test]
@@ -71,14 +87,18 @@ fn mbarriers_and_tma_are_used_in_order() {
         "tma_beyond",
         "tma_not_waited_for",
     ];
-    check(&kernels, 32, expect![[r#"
+    check(
+        &kernels,
+        32,
+        expect![[r#"
         mbar_not_made: mbarrier.arrive: no mbarrier was initialised at byte 17408 (block 0,0,0 thread 0,0,0)
         mbar_written_over: mbarrier.arrive: the mbarrier at byte 17408 was written over (block 0,0,0 thread 0,0,0)
         tma_unfenced: TMA load: the mbarrier at byte 17408 was initialised without fence_mbar_init (block 0,0,0 thread 0,0,0)
         tma_too_few_bytes: mbarrier at byte 17408: 512 more bytes arrived than were expected (block 0,0,0)
         tma_misaligned: TMA load: destination is not aligned to 128 (block 0,0,0 thread 0,0,0)
         tma_beyond: TMA load outside of shared memory: bytes 128..1152, dynamic part has 1024 (block 0,0,0 thread 0,0,0)
-        tma_not_waited_for: the block ended with 1 TMA loads under way (block 0,0,0)"#]]);
+        tma_not_waited_for: the block ended with 1 TMA loads under way (block 0,0,0)"#]],
+    );
 }
 
 #[test]
@@ -93,7 +113,10 @@ fn wgmma_is_used_in_order() {
         "wgmma_three_warps",
         "wgmma_descriptor_beyond",
     ];
-    check(&kernels, 128, expect![[r#"
+    check(
+        &kernels,
+        128,
+        expect![[r#"
         wgmma_unfenced: wgmma without wg_fence since the last wg_wait (block 0,0,0 thread 0,0,0)
         wgmma_scaled_early: accumulator register 3 was written while a wgmma is under way (block 0,0,0 thread 31,0,0)
         wgmma_operand_overwritten: wgmma operand in shared memory was overwritten before the wait (block 0,0,0 thread 0,0,0)
@@ -101,7 +124,8 @@ fn wgmma_is_used_in_order() {
         wgmma_store_unpublished: wgmma reads bytes 0..16 written by ordinary stores without fence_proxy_async (block 0,0,0 thread 31,0,0)
         wgmma_never_waited_for: the thread ends with a wgmma under way (block 0,0,0 thread 31,0,0)
         wgmma_three_warps: wgmma: the warps of warpgroup 0 issued different ones (block 0,0,0)
-        wgmma_descriptor_beyond: wgmma operand outside of shared memory: bytes 16384..16400, dynamic part has 16384 (block 0,0,0 thread 31,0,0)"#]]);
+        wgmma_descriptor_beyond: wgmma operand outside of shared memory: bytes 16384..16400, dynamic part has 16384 (block 0,0,0 thread 31,0,0)"#]],
+    );
 }
 
 #[test]

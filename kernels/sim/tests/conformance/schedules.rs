@@ -20,7 +20,7 @@ fn shows(kernel: &str, threads: u32, want: impl Fn(&[u32]) -> Vec<u32>) -> bool 
 #[test]
 fn a_missing_barrier_shows() {
     let swapped = |input: &[u32]| (0..128).map(|t| input[t ^ 96]).collect::<Vec<u32>>();
-    for kernel in ["race_no_barrier", "race_no_syncwarp", "race_slot_reused"] {
+    for kernel in ["race_no_barrier", "race_no_syncwarp", "race_slot_reused", "race_far_ahead"] {
         assert!(shows(kernel, 128, swapped), "{kernel}");
     }
 }
@@ -33,6 +33,7 @@ fn a_copy_read_too_early_shows() {
         "race_copy_wait_too_shallow",
         "race_copy_without_barrier",
         "race_refill",
+        "race_refill_asked_for_early",
     ];
     for kernel in kernels {
         assert!(shows(kernel, 128, pieces), "{kernel}");
