@@ -163,4 +163,3 @@ fn order(body: &Value) -> Result<PurgeOrder, ApiError> {
     let patience = patience.map_or(PATIENCE, |ms| Duration::from_millis(ms.unsigned_abs()));
     Ok(PurgeOrder { namespace: namespace.to_owned(), running, patience })
 }
-

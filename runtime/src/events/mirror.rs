@@ -171,9 +171,8 @@ impl Snapshot {
     /// Runs of the next `blocks_max` blocks from `at` on.
     pub fn page(&self, at: usize, blocks_max: usize, page_tokens: u32) -> Vec<Run> {
         let end = self.blocks.len().min(at.saturating_add(blocks_max));
-        let follows = |a: &Held, b: &Held| {
-            b.parent == Some(a.hash) && b.owner == a.owner && b.tiers == a.tiers
-        };
+        let follows =
+            |a: &Held, b: &Held| b.parent == Some(a.hash) && b.owner == a.owner && b.tiers == a.tiers;
         let run = |run: &[Held]| Run {
             owner: run[0].owner,
             tiers: run[0].tiers,
@@ -368,7 +367,8 @@ mod tests {
         let names = [302, 301, 401].map(name).to_vec();
         let change = KvChange::Removed { names };
         let changes = mirror.apply(&TierEvent { sequence: 0, tier: Tier::Device, change });
-        let removed = Change::Removed { tier: Tier::Device, namespace: Some(NamespaceId(4)), hashes: vec![401] };
+        let removed =
+            Change::Removed { tier: Tier::Device, namespace: Some(NamespaceId(4)), hashes: vec![401] };
         assert_eq!(changes, [Change::Swept { tier: Tier::Device, hashes: vec![302, 301] }, removed]);
     }
 

@@ -26,8 +26,8 @@ mod socket;
 mod zmtp;
 
 pub(crate) use hub::Forgotten;
+pub use hub::{EventHub, EventsConfig, Snapshots};
 pub(crate) use log::Read;
 pub(crate) use mirror::Snapshot;
 pub(crate) use record::{Change, Record, Run};
-pub use hub::{EventHub, EventsConfig, Snapshots};
 pub use socket::{EventServer, EventServerError};

@@ -116,8 +116,7 @@ impl proto::v1::cache_server::Cache for CacheService {
         let engine = &self.app.replica()?.engine;
         let names = engine.namespaces();
         let ids = names.iter().map(|(id, _)| *id).collect();
-        let report =
-            engine.inspect(ids).await.ok_or_else(|| ApiError::unavailable("stopped", "engine"))?;
+        let report = engine.inspect(ids).await.ok_or_else(|| ApiError::unavailable("stopped", "engine"))?;
         let shape = (engine.shape().page_tokens, engine.shape().page_bytes);
         Ok(Response::new(wire::stats(&report, &Names::new(names), shape)))
     }

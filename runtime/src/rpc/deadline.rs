@@ -20,10 +20,10 @@ impl Deadline {
     pub fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let Some(value) = headers.get(HEADER) else { return Ok(Self(None)) };
         let parsed = value.to_str().ok().and_then(parse);
-        let wrong = || ApiError::invalid(HEADER, "`grpc-timeout` must be up to 8 digits and one of H M S m u n");
+        let wrong =
+            || ApiError::invalid(HEADER, "`grpc-timeout` must be up to 8 digits and one of H M S m u n");
         parsed.map(|left| Self(Some(left))).ok_or_else(wrong)
     }
-
 
     /// Resolves when it has passed; never if there is none.
     pub async fn passed(self) {

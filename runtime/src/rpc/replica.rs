@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use proto::v1::{
-    DrainRequest, DrainResponse, LoadRecord, LoadRequest, ModelInfoRequest, ModelInfoResponse,
-};
+use proto::v1::{DrainRequest, DrainResponse, LoadRecord, LoadRequest, ModelInfoRequest, ModelInfoResponse};
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
@@ -77,8 +75,7 @@ impl proto::v1::replica_server::Replica for ReplicaService {
 
     async fn load(&self, request: Request<LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
-        let interval =
-            ranged("interval_ms", request.into_inner().interval_ms, INTERVAL_MS, INTERVALS_MS)?;
+        let interval = ranged("interval_ms", request.into_inner().interval_ms, INTERVAL_MS, INTERVALS_MS)?;
         self.app.replica()?;
         let app = self.app.clone();
         let messages = self.streams.begin(deadline, |out| async move {

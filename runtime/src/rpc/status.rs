@@ -53,7 +53,10 @@ mod tests {
     #[test]
     fn a_refusal_keeps_its_reason_and_names_its_field() {
         let status = Status::from(ApiError::invalid("namespace", "no namespace is called \"x\""));
-        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no namespace is called \"x\""));
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::InvalidArgument, "no namespace is called \"x\"")
+        );
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "namespace");
         let status = Status::from(ApiError::loading());
