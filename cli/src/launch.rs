@@ -15,7 +15,7 @@ use clap::{CommandFactory, FromArgMatches};
 use kernels::{KvType, WeightForm};
 use runtime::api::{App, ServerConfig, TenantKeys, os_entropy};
 use runtime::engine::{Engine, StartError};
-use runtime::events::{EventHub, EventServer};
+use runtime::events::{EventHub, EventServer, EventsConfig, Snapshots};
 use runtime::executor::sim::{SimConfig, SimModel, Verify};
 use runtime::executor::threaded::ThreadedExecutor;
 use runtime::executor::{self, Executor};
@@ -127,16 +127,25 @@ impl Launch {
 
     /// Takes the port.
     pub fn bind(&self) -> Result<TcpListener, Failure> {
-        let (host, port) = (self.server.host.as_str(), self.server.port);
+        self.take(self.server.port, "--port")
+    }
+
+    /// Takes the port for gRPC, if one was asked for.
+    pub fn bind_grpc(&self) -> Result<Option<TcpListener>, Failure> {
+        self.server.grpc_port.map(|port| self.take(port, "--grpc-port")).transpose()
+    }
+
+    fn take(&self, port: u16, flag: &str) -> Result<TcpListener, Failure> {
+        let host = self.server.host.as_str();
         let listener = TcpListener::bind((host, port)).map_err(|e| {
             let failure =
                 Failure::new(Exit::Address, format!("cannot listen on {host}:{port}: {}", plain(&e)));
             match e.kind() {
-                std::io::ErrorKind::AddrInUse => failure.hint(
-                    "another process has this port; choose one with --port, or --port 0 for a free one",
-                ),
+                std::io::ErrorKind::AddrInUse => failure.hint(format!(
+                    "another process has this port; choose one with {flag}, or {flag} 0 for a free one"
+                )),
                 std::io::ErrorKind::PermissionDenied => {
-                    failure.hint("ports below 1024 need a privilege; use --port")
+                    failure.hint(format!("ports below 1024 need a privilege; use {flag}"))
                 }
                 _ => failure.hint("--host must be an address of this machine"),
             }
@@ -163,6 +172,8 @@ impl Launch {
             retention: self.retention(),
             limits: self.server.limits.clone(),
             drain: self.server.drain,
+            raising: self.server.raising,
+            scrapers: self.server.scrapers.clone(),
             metrics_alias: self.server.metrics_alias,
             entropy: self.model.seed.unwrap_or_else(os_entropy),
             version: version::NUMBER.into(),
@@ -196,14 +207,23 @@ impl Launch {
         Ok(Replica { engine, text, signer, thread })
     }
 
-    /// Takes the endpoints of KV events and serves them from now on; `None` if none was asked for.
+    /// Keeps KV events and serves them over ZeroMQ from now on; `None` if nobody could follow them.
     pub async fn publish_events(&self, clock: &Arc<dyn Clock>) -> Result<Option<EventHub>, Failure> {
-        let Some(options) = &self.tiers.events else { return Ok(None) };
-        let hub = EventHub::start(options.config.clone(), Arc::clone(clock))?;
-        let server = EventServer::bind(hub.clone(), &options.endpoint, options.replay.as_deref()).await;
-        let server =
-            server.map_err(|e| Failure::new(Exit::Address, format!("cannot publish KV events: {e}")))?;
-        tokio::spawn(server.serve());
+        let options = &self.tiers.events;
+        let has_grpc = self.server.grpc_port.is_some();
+        if options.socket.is_none() && !has_grpc {
+            return Ok(None);
+        }
+        // Followers over gRPC begin with a snapshot.
+        let snapshots = if has_grpc { Snapshots::On } else { Snapshots::Off };
+        let config = EventsConfig { snapshots, ..options.config.clone() };
+        let hub = EventHub::start(config, Arc::clone(clock))?;
+        if let Some(socket) = &options.socket {
+            let server = EventServer::bind(hub.clone(), &socket.endpoint, socket.replay.as_deref()).await;
+            let server =
+                server.map_err(|e| Failure::new(Exit::Address, format!("cannot publish KV events: {e}")))?;
+            tokio::spawn(server.serve());
+        }
         Ok(Some(hub))
     }
 

@@ -17,7 +17,7 @@ use runtime::api::{App, Drained};
 use runtime::events::EventHub;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::failure::{Exit, Failure};
 use crate::flags::EngineFlags;
@@ -29,6 +29,7 @@ pub fn run(model: Option<&Path>, flags: &EngineFlags) -> Result<(), Failure> {
     say(&format!("quire {}", version::SHORT));
     let launch = Launch::new(model, flags)?;
     let listener = launch.bind()?;
+    let grpc = launch.bind_grpc()?;
     if launch.server.is_wide_open() {
         tracing::warn!(
             host = launch.server.host,
@@ -36,23 +37,26 @@ pub fn run(model: Option<&Path>, flags: &EngineFlags) -> Result<(), Failure> {
         );
     }
     let runtime = runtime::api::runtime()?;
-    runtime.block_on(serve(launch, listener))
+    runtime.block_on(serve(launch, listener, grpc))
 }
 
-async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Failure> {
+async fn serve(
+    launch: Launch,
+    listener: std::net::TcpListener,
+    grpc: Option<std::net::TcpListener>,
+) -> Result<(), Failure> {
     let address = listener.local_addr()?;
+    let grpc_address = grpc.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let mut signals = Signals::new()?;
     let app = App::loading(launch.server_config(), Arc::clone(&clock));
-    let (stop, stopped) = oneshot::channel::<()>();
-    let listener = TcpListener::from_std(listener)?;
-    let mut server = tokio::spawn(runtime::api::serve(listener, app.clone(), async {
-        let _ = stopped.await;
-    }));
+    let events = launch.publish_events(&clock).await?;
+    events.iter().for_each(|hub| app.publish(hub.clone()));
+    let (stop, stopped) = watch::channel(false);
+    let mut server = tokio::spawn(both(app.clone(), listener, grpc, stopped));
     say(&format!("loading:      {} at {} (503 until ready)", launch.source, url(address)));
     let is_demo = matches!(launch.source, Source::Demo);
     let drain = launch.server.drain;
-    let events = launch.publish_events(&clock).await?;
     let mut loading = load(launch, events, &clock)?;
     let replica = tokio::select! {
         replica = &mut loading => replica.map_err(|_| Failure::failed("loading ended without a result"))??,
@@ -68,7 +72,8 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
     if is_demo {
         say_how_to_talk(&url(address));
     }
-    say(&format!("ready: {}", url(address)));
+    let grpc_url = grpc_address.map(|address| format!(" grpc://{address}")).unwrap_or_default();
+    say(&format!("ready: {}{grpc_url}", url(address)));
     let name = tokio::select! {
         name = signals.next() => name,
         ended = &mut server => {
@@ -80,7 +85,7 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
         "{name}: no new requests; running ones have {} s, a second signal stops now",
         drain.as_secs()
     ));
-    let _ = stop.send(());
+    let _ = stop.send(true);
     let drained = tokio::select! {
         drained = &mut server => drained.map_err(|e| Failure::failed(format!("the server ended: {e}")))??,
         name = signals.next() => {
@@ -93,6 +98,23 @@ async fn serve(launch: Launch, listener: std::net::TcpListener) -> Result<(), Fa
     // The engine ends once its pages are where they outlive it; bounded by itself.
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     finish(drained)
+}
+
+/// HTTP, and gRPC if there is a port for it, until told to stop; then both drain.
+async fn both(
+    app: App,
+    http: std::net::TcpListener,
+    grpc: Option<std::net::TcpListener>,
+    stopped: watch::Receiver<bool>,
+) -> std::io::Result<Drained> {
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|is_stopped| *is_stopped).await;
+    };
+    let http = runtime::api::serve(TcpListener::from_std(http)?, app.clone(), until(stopped.clone()));
+    let Some(grpc) = grpc else { return http.await };
+    let grpc = runtime::rpc::serve(TcpListener::from_std(grpc)?, app, until(stopped));
+    let (http, grpc) = tokio::try_join!(http, grpc)?;
+    Ok(Drained { finished: http.finished + grpc.finished, cut: http.cut + grpc.cut })
 }
 
 fn finish(drained: Drained) -> Result<(), Failure> {

@@ -44,6 +44,8 @@ pub struct Server {
     /// What it said until it was ready.
     pub said: Vec<String>,
     pub url: String,
+    /// `host:port` of gRPC, if it has any.
+    pub grpc: Option<String>,
 }
 
 impl Server {
@@ -58,7 +60,7 @@ impl Server {
         // One heap that /proc names, so that whoever looks into memory can tell it from pools of pages.
         let mut child = command.env("MALLOC_ARENA_MAX", "1").stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines, said: Vec::new(), url: String::new() }.until("loading: ")
+        Self { child, lines, said: Vec::new(), url: String::new(), grpc: None }.until("loading: ")
     }
 
     /// Reads until a line that begins so.
@@ -68,6 +70,8 @@ impl Server {
             let url = line.split_whitespace().find(|word| word.starts_with("http://"));
             if let (true, Some(url)) = (line.starts_with(start), url) {
                 self.url = url.to_owned();
+                let grpc = line.split_whitespace().find_map(|word| word.strip_prefix("grpc://"));
+                self.grpc = grpc.map(str::to_owned);
                 return self;
             }
             self.said.push(line);

@@ -5,5 +5,6 @@ mod binary;
 mod config;
 mod doctor;
 mod golden;
+mod rpc;
 mod server;
 mod tiers;

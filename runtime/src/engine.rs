@@ -276,6 +276,11 @@ impl Engine {
         &self.shared.shape
     }
 
+    /// Sequences admitted at a time.
+    pub fn requests_max(&self) -> usize {
+        self.shared.requests_max
+    }
+
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.shared.clock
     }

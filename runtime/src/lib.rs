@@ -19,6 +19,7 @@ pub mod model;
 pub mod plan;
 pub mod purge;
 pub mod request;
+pub mod rpc;
 pub mod scheduler;
 pub mod stats;
 pub mod storage;

@@ -218,11 +218,19 @@ fn payload(report: &PurgeReport) -> Vec<u8> {
 }
 
 impl SignedReport {
+    /// The bytes that are signed.
+    pub fn payload(&self) -> Vec<u8> {
+        payload(&self.report)
+    }
+
+    /// Key and signature as bytes, if they are written as this node writes them.
+    pub fn key_and_signature(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        Some((unhex(&self.public_key)?, unhex(&self.signature)?))
+    }
+
     /// Whether the signature is that of the report's own public key under just this report.
     pub fn verify(&self) -> bool {
-        let (Some(key), Some(signature)) = (unhex(&self.public_key), unhex(&self.signature)) else {
-            return false;
-        };
+        let Some((key, signature)) = self.key_and_signature() else { return false };
         self.algorithm == "ed25519" && verify(&key, &payload(&self.report), &signature)
     }
 }

@@ -11,5 +11,6 @@ mod hit_miss;
 mod loading;
 mod oracle_candle;
 mod oracle_mlx;
+mod rpc;
 mod tiers;
 mod tiny;

@@ -35,7 +35,9 @@ class Server:
                 raise RuntimeError(f"the server ended before it was ready: {''.join(seen)}")
             seen.append(line)
             if line.startswith("ready: "):
-                self.url = line.split()[1].rstrip("/")
+                words = line.split()
+                self.url = words[1].rstrip("/")
+                self.grpc = words[2].removeprefix("grpc://") if len(words) > 2 else None
                 return
 
     def _read(self, lines):

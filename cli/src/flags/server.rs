@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use base::Limits;
 use clap::ValueEnum;
-use runtime::api::MetricsAlias;
+use clap::builder::BoolishValueParser;
+use runtime::api::{MetricsAlias, Raising, Scrapers};
 
 use crate::failure::Failure;
 use crate::size::parse_bytes;
@@ -19,6 +20,15 @@ pub enum Alias {
     Vllm,
 }
 
+/// Who may read /metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MetricsAuth {
+    /// Anyone who reaches the port
+    Open,
+    /// Whoever sends a --metrics-key or an operator's key
+    Key,
+}
+
 /// As typed.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Server")]
@@ -29,6 +39,9 @@ pub struct ServerFlags {
     /// TCP port; 0 takes a free one, shown in the last line of the start
     #[arg(long, env = "QUIRE_PORT", hide_env_values = true, default_value_t = 8000)]
     pub port: u16,
+    /// Port for gRPC (quire.v1: KV events, purge, load, health); 0 takes a free one [default: no gRPC]
+    #[arg(long, value_name = "PORT", env = "QUIRE_GRPC_PORT", hide_env_values = true)]
+    pub grpc_port: Option<u16>,
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
     #[arg(long, value_name = "KEY", env = "QUIRE_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
@@ -38,6 +51,17 @@ pub struct ServerFlags {
     /// Key that may operate the server (purge, cache reports); may be repeated [default: any --api-key may]
     #[arg(long, value_name = "KEY", env = "QUIRE_ADMIN_KEY", hide_env_values = true)]
     pub admin_key: Vec<String>,
+    /// Who may read /metrics [default: open, or key if there is a --metrics-key]
+    #[arg(long, value_enum, env = "QUIRE_METRICS_AUTH", hide_env_values = true)]
+    pub metrics_auth: Option<MetricsAuth>,
+    /// Key that opens /metrics and nothing else; may be repeated
+    #[arg(long, value_name = "KEY", env = "QUIRE_METRICS_KEY", hide_env_values = true)]
+    pub metrics_key: Vec<String>,
+    /// Let any request raise its `priority`; else only an operator's, and others are served at the default
+    #[arg(long, value_name = "BOOL", env = "QUIRE_ALLOW_PRIORITY", hide_env_values = true,
+          num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub allow_priority: bool,
     /// Name of the model in the API; may be repeated [default: the folder's name]
     #[arg(long, value_name = "NAME", env = "QUIRE_SERVED_MODEL_NAME", hide_env_values = true)]
     pub served_model_name: Vec<String>,
@@ -74,8 +98,12 @@ pub struct ServerFlags {
 pub struct ServerOptions {
     pub host: String,
     pub port: u16,
+    /// gRPC too, on this port.
+    pub grpc_port: Option<u16>,
     pub keys: Vec<String>,
     pub admin_keys: Vec<String>,
+    pub scrapers: Scrapers,
+    pub raising: Raising,
     /// Empty: named after the model's folder.
     pub names: Vec<String>,
     pub limits: Limits,
@@ -102,6 +130,7 @@ impl ServerFlags {
         if self.admin_key.iter().any(|k| k.is_empty()) {
             return Err(Failure::usage("--admin-key must not be empty"));
         }
+        let scrapers = self.scrapers(keys.is_empty() && self.admin_key.is_empty())?;
         let limits = Limits {
             requests_max: self.max_requests as usize,
             body_bytes_max: self.max_body_size.0 as usize,
@@ -112,6 +141,9 @@ impl ServerFlags {
         Ok(ServerOptions {
             host: self.host.clone(),
             port: self.port,
+            grpc_port: self.grpc_port,
+            scrapers,
+            raising: if self.allow_priority { Raising::Anyone } else { Raising::Operators },
             admin_keys: self.admin_key.clone(),
             keys,
             names: self.served_model_name.clone(),
@@ -122,6 +154,24 @@ impl ServerFlags {
             },
             drain: Duration::from_secs(u64::from(self.shutdown_timeout)),
         })
+    }
+
+    fn scrapers(&self, has_no_operator: bool) -> Result<Scrapers, Failure> {
+        if self.metrics_key.iter().any(|k| k.is_empty()) {
+            return Err(Failure::usage("--metrics-key must not be empty"));
+        }
+        match (self.metrics_auth, self.metrics_key.as_slice()) {
+            (None, []) | (Some(MetricsAuth::Open), []) => Ok(Scrapers::Anyone),
+            (Some(MetricsAuth::Open), _) => {
+                Err(Failure::usage("--metrics-key closes /metrics, and --metrics-auth open opens it")
+                    .hint("keep one of them"))
+            }
+            (Some(MetricsAuth::Key), []) if has_no_operator => Err(Failure::usage(
+                "--metrics-auth key asks for a key, and there is none that opens /metrics",
+            )
+            .hint("set --metrics-key, or --admin-key")),
+            (None | Some(MetricsAuth::Key), keys) => Ok(Scrapers::Keyed(keys.to_vec())),
+        }
     }
 }
 
@@ -157,6 +207,23 @@ mod tests {
         for loopback in ["localhost", "127.0.0.1", "127.1.2.3", "::1"] {
             assert!(!meant(&["--host", loopback]).unwrap().is_wide_open(), "{loopback}");
         }
+    }
+
+    #[test]
+    fn metrics_are_open_until_a_key_is_asked_for_or_given() {
+        let scrapers = |args: &[&str]| meant(args).map(|options| options.scrapers);
+        assert_eq!(scrapers(&[]).unwrap(), Scrapers::Anyone);
+        assert_eq!(scrapers(&["--api-key", "k"]).unwrap(), Scrapers::Anyone);
+        let keyed = Scrapers::Keyed(vec!["m".into()]);
+        assert_eq!(scrapers(&["--metrics-key", "m"]).unwrap(), keyed);
+        assert_eq!(
+            scrapers(&["--metrics-auth", "key", "--admin-key", "a"]).unwrap(),
+            Scrapers::Keyed(vec![])
+        );
+        let refused = |args| scrapers(args).unwrap_err().message;
+        assert!(refused(&["--metrics-auth", "key"]).contains("there is none"));
+        assert!(refused(&["--metrics-auth", "open", "--metrics-key", "m"]).contains("opens it"));
+        assert!(refused(&["--metrics-key", ""]).contains("must not be empty"));
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub struct TierFlags {
         requires = "kv_events_endpoint"
     )]
     pub kv_events_replay_endpoint: Option<String>,
-    /// First frame of every KV event message
+    /// First frame of every KV event message over ZeroMQ
     #[arg(
         long,
         value_name = "TEXT",
@@ -113,7 +113,7 @@ pub struct TierFlags {
         default_value = ""
     )]
     pub kv_events_topic: String,
-    /// KV event batches that can be replayed
+    /// KV event batches that can be replayed, over ZeroMQ and gRPC
     #[arg(long, value_name = "N", env = "QUIRE_KV_EVENTS_BUFFER", hide_env_values = true, default_value_t = 10_000,
           value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub kv_events_buffer: u32,
@@ -125,15 +125,21 @@ pub struct TierOptions {
     pub storage: StorageConfig,
     pub prefetch: PrefetchPolicy,
     pub sign_key: Option<PathBuf>,
-    pub events: Option<EventOptions>,
+    pub events: EventOptions,
 }
 
-/// Where KV events go.
+/// How KV events are kept, and where they go beside gRPC.
 #[derive(Clone, Debug)]
 pub struct EventOptions {
+    pub socket: Option<EventSocket>,
+    pub config: EventsConfig,
+}
+
+/// Where KV events are published over ZeroMQ.
+#[derive(Clone, Debug)]
+pub struct EventSocket {
     pub endpoint: String,
     pub replay: Option<String>,
-    pub config: EventsConfig,
 }
 
 impl TierFlags {
@@ -161,15 +167,15 @@ impl TierFlags {
             Prefetch::Timeout => PrefetchPolicy::Timeout(timeout),
         };
         let beside = self.key_store.as_ref().map(|store| store.with_file_name("sign.key"));
-        let events = self.kv_events_endpoint.clone().map(|endpoint| EventOptions {
-            endpoint,
-            replay: self.kv_events_replay_endpoint.clone(),
+        let replay = self.kv_events_replay_endpoint.clone();
+        let events = EventOptions {
+            socket: self.kv_events_endpoint.clone().map(|endpoint| EventSocket { endpoint, replay }),
             config: EventsConfig {
                 buffer: self.kv_events_buffer as usize,
                 topic: self.kv_events_topic.clone(),
                 ..EventsConfig::default()
             },
-        });
+        };
         Ok(TierOptions { storage, prefetch, sign_key: self.sign_key.clone().or(beside), events })
     }
 

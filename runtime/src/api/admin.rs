@@ -16,12 +16,12 @@ use crate::api::fields::Fields;
 use crate::api::generate::json_response;
 use crate::api::router::respond;
 use crate::engine::CacheReport;
-use crate::purge::{PurgeError, PurgeOrder, hex};
+use crate::purge::{PurgeOrder, hex};
 use crate::scheduler::PurgeRunning;
 
 /// How long a purge waits for running requests if nothing is said, and at most.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PATIENCE_MAX_MS: i64 = 3_600_000;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE_MAX_MS: i64 = 3_600_000;
 
 /// Tiers and namespaces: pages, hit rates, lifetimes, what travelled, what failed.
 pub(crate) async fn cache(State(app): State<App>) -> Response<Body> {
@@ -141,9 +141,7 @@ async fn tree_text(app: &App, query: TreeQuery) -> Result<Response<Body>, ApiErr
 
 /// Purges one namespace and answers with the signed report.
 pub(crate) async fn purge(app: &App, body: &Value) -> Result<Response<Body>, ApiError> {
-    let order = order(body)?;
-    let engine = app.replica()?.engine.clone();
-    let report = engine.purge(&order, app.signer()?).await.map_err(refused)?;
+    let report = app.purge(order(body)?).await?;
     let value = serde_json::to_value(report).map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(json_response(&value))
 }
@@ -164,12 +162,4 @@ fn order(body: &Value) -> Result<PurgeOrder, ApiError> {
     let patience = fields.integer("timeout_ms", 0..=PATIENCE_MAX_MS)?;
     let patience = patience.map_or(PATIENCE, |ms| Duration::from_millis(ms.unsigned_abs()));
     Ok(PurgeOrder { namespace: namespace.to_owned(), running, patience })
-}
-
-fn refused(error: PurgeError) -> ApiError {
-    match error {
-        PurgeError::Unknown(_) => ApiError::invalid("namespace", error.to_string()),
-        PurgeError::Keys(_) => ApiError::internal(error.to_string()),
-        PurgeError::Stopped => ApiError::unavailable(error.to_string(), "engine"),
-    }
 }

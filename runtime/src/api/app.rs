@@ -12,7 +12,9 @@ use crate::api::config::ServerConfig;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::engine::{Engine, Health};
+use crate::events::EventHub;
 use crate::metrics::ServerMetrics;
+use crate::purge::{PurgeOrder, SignedReport};
 use crate::text::Text;
 use transfer::NodeSigner;
 
@@ -37,6 +39,7 @@ struct Inner {
     lanes: Arc<Semaphore>,
     waiting: AtomicUsize,
     signer: OnceLock<NodeSigner>,
+    events: OnceLock<EventHub>,
 }
 
 /// What serves once a model is loaded.
@@ -64,7 +67,8 @@ impl App {
     /// A server that is up and has no model yet.
     pub fn loading(config: ServerConfig, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
-            keys: Keys::new(&config.api_keys, &config.admin_keys, &config.tenants, config.retention),
+            keys: Keys::new(&config.api_keys, &config.admin_keys, &config.tenants, config.retention)
+                .with_scrapers(&config.scrapers),
             entropy: Entropy { base: config.entropy, drawn: AtomicU64::new(0) },
             lanes: Arc::new(Semaphore::new(config.text_lanes.max(1))),
             config,
@@ -75,6 +79,7 @@ impl App {
             metrics: Arc::new(ServerMetrics::default()),
             waiting: AtomicUsize::new(0),
             signer: OnceLock::new(),
+            events: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -105,6 +110,25 @@ impl App {
         self.inner.signer.get().ok_or_else(|| ApiError::internal("no signing key"))
     }
 
+    /// Where events of the cache can be followed from now on.
+    pub fn publish(&self, events: EventHub) {
+        let _ = self.inner.events.set(events);
+    }
+
+    pub(crate) fn events(&self) -> Option<&EventHub> {
+        self.inner.events.get()
+    }
+
+    /// Purges a namespace and reports. In a task of its own: a caller that leaves must not stop it between
+    /// its keys, which go first, and its pages.
+    pub(crate) async fn purge(&self, order: PurgeOrder) -> Result<SignedReport, ApiError> {
+        let engine = self.replica()?.engine.clone();
+        self.signer()?;
+        let app = self.clone();
+        let purge = tokio::spawn(async move { Ok(engine.purge(&order, app.signer()?).await?) });
+        purge.await.map_err(|_| ApiError::internal("the purge failed"))?
+    }
+
     /// Not ready any more, nothing new is taken; what runs goes on.
     pub fn drain(&self) {
         self.inner.draining.store(true, Ordering::Release);
@@ -130,7 +154,7 @@ impl App {
     /// Whether new requests can be served right now.
     pub(crate) fn health(&self) -> Result<(), ApiError> {
         let replica = self.replica()?;
-        if self.inner.draining.load(Ordering::Acquire) {
+        if self.is_draining() {
             return Err(ApiError::unavailable("the server is draining", "draining"));
         }
         match replica.engine.health() {
@@ -138,6 +162,10 @@ impl App {
             Health::Draining => Err(ApiError::unavailable("the server is draining", "draining")),
             Health::Unhealthy => Err(ApiError::unavailable("the engine is restarting", "engine")),
         }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Acquire)
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
@@ -164,6 +192,11 @@ impl App {
 
     pub(crate) fn authorize(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         self.inner.keys.check(headers)
+    }
+
+    /// Whether whoever sends these headers may read metrics.
+    pub(crate) fn authorize_scrape(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        self.inner.keys.check_scrape(headers)
     }
 
     /// Counts a request as open until the ticket is dropped.

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, header};
 use base::NamespaceId;
 use sha2::{Digest, Sha256};
 
+use crate::api::config::Scrapers;
 use crate::api::error::ApiError;
 use crate::storage::Retention;
 
@@ -48,13 +49,14 @@ pub(crate) struct Keys {
     is_open: bool,
     /// Callers of the default namespace.
     house: Caller,
+    /// Digests of keys that open `/metrics`; `None` = it is open.
+    scrapers: Option<Vec<[u8; 32]>>,
 }
 
 impl Keys {
     /// `keys` open the default namespace, of which `retention` is kept; `admin` operates the server.
     pub fn new(keys: &[String], admin: &[String], tenants: &[TenantKeys], retention: Retention) -> Self {
         let house = Caller { retention, ..Caller::default() };
-        let digest = |key: &String| -> [u8; 32] { Sha256::digest(key.as_bytes()).into() };
         let role = if admin.is_empty() { Role::Operator } else { Role::User };
         let mut known: Vec<_> = keys.iter().map(|key| (digest(key), Caller { role, ..house })).collect();
         known.extend(admin.iter().map(|key| (digest(key), house)));
@@ -63,19 +65,39 @@ impl Keys {
             let caller = Caller { namespace, retention, role: Role::User };
             known.extend(tenant.keys.iter().map(|key| (digest(key), caller)));
         }
-        Self { is_open: keys.is_empty() && tenants.is_empty(), known, house }
+        Self { is_open: keys.is_empty() && tenants.is_empty(), known, house, scrapers: None }
+    }
+
+    /// Who may read metrics.
+    pub fn with_scrapers(self, scrapers: &Scrapers) -> Self {
+        let scrapers = match scrapers {
+            Scrapers::Anyone => None,
+            Scrapers::Keyed(keys) => Some(keys.iter().map(digest).collect()),
+        };
+        Self { scrapers, ..self }
+    }
+
+    /// Whether a caller may read metrics: keys for that, or an operator's.
+    pub fn check_scrape(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Some(scrapers) = &self.scrapers else { return Ok(()) };
+        let needed = || ApiError::unauthorized("a key for metrics is needed: Authorization: Bearer KEY");
+        let token = bearer(headers).ok_or_else(needed)?;
+        let given = digest(token);
+        if scrapers.iter().fold(false, |found, key| found | is_same(key, &given)) {
+            return Ok(());
+        }
+        match self.owner(token).map(|caller| caller.role) {
+            Some(Role::Operator) => Ok(()),
+            Some(Role::User) => Err(ApiError::forbidden("this key may not read metrics")),
+            None => Err(ApiError::unauthorized("the API key is not known")),
+        }
     }
 
     pub fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.known.is_empty() {
             return Ok(self.house);
         }
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = given.and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        let Some(token) = token else {
+        let Some(token) = bearer(headers) else {
             // Only admin keys are set: answers are for all, operating is not.
             return match self.is_open {
                 true => Ok(Caller { role: Role::User, ..self.house }),
@@ -87,14 +109,27 @@ impl Keys {
 
     /// Compares digests, all of them and in full: neither length, prefix nor place of a key shows.
     fn owner(&self, token: &str) -> Option<Caller> {
-        let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let given = digest(token);
         let mut found = None;
-        for (digest, caller) in &self.known {
-            let differing = digest.iter().zip(given).fold(0, |acc, (a, b)| acc | (a ^ b));
-            found = if differing == 0 { Some(*caller) } else { found };
+        for (known, caller) in &self.known {
+            found = if is_same(known, &given) { Some(*caller) } else { found };
         }
         found
     }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn digest(key: impl AsRef<str>) -> [u8; 32] {
+    Sha256::digest(key.as_ref().as_bytes()).into()
+}
+
+/// Looks at every byte.
+fn is_same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.iter().zip(b).fold(0, |acc, (a, b)| acc | (a ^ b)) == 0
 }
 
 #[cfg(test)]
@@ -135,6 +170,27 @@ mod tests {
         let keys = Keys::new(&["house".into()], &["root".into()], &[tenant], Retention::Keep);
         assert_eq!(ask(&keys, "Bearer house").unwrap().role, Role::User);
         assert_eq!(ask(&keys, "Bearer root").unwrap().role, Role::Operator);
+    }
+
+    #[test]
+    fn metrics_are_open_until_told_otherwise_and_their_key_opens_nothing_else() {
+        let keys = |scrapers| {
+            let keys = Keys::new(&["house".into()], &["root".into()], &[], Retention::Keep);
+            keys.with_scrapers(&scrapers)
+        };
+        let scrape = |keys: &Keys, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            keys.check_scrape(&headers).map_err(|error| error.status.as_u16())
+        };
+        assert!(keys(Scrapers::Anyone).check_scrape(&HeaderMap::new()).is_ok());
+        let keys = keys(Scrapers::Keyed(vec!["prom".into()]));
+        assert_eq!(keys.check_scrape(&HeaderMap::new()).unwrap_err().status.as_u16(), 401);
+        assert_eq!(scrape(&keys, "Bearer prom"), Ok(()));
+        assert_eq!(scrape(&keys, "Bearer root"), Ok(()));
+        assert_eq!(scrape(&keys, "Bearer house"), Err(403));
+        assert_eq!(scrape(&keys, "Bearer other"), Err(401));
+        assert!(ask(&keys, "Bearer prom").is_none());
     }
 
     #[test]

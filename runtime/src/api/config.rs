@@ -30,6 +30,10 @@ pub struct ServerConfig {
     pub read_timeout: Duration,
     /// Prompts being templated and tokenized at once, and threads that do it.
     pub text_lanes: usize,
+    /// Whether a request's `priority` may put it before others'.
+    pub raising: Raising,
+    /// Who may read `/metrics`.
+    pub scrapers: Scrapers,
     /// Also show metrics under vLLM's own prefix.
     pub metrics_alias: MetricsAlias,
     /// From which request ids and missing `seed`s are drawn.
@@ -45,6 +49,22 @@ pub enum MetricsAlias {
     Vllm,
 }
 
+/// Whose requests may come before those of others: a raised priority preempts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raising {
+    /// Operators'. With a single key, or none, that is everyone.
+    Operators,
+    Anyone,
+}
+
+/// Whether `/metrics` asks for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scrapers {
+    Anyone,
+    /// Operators, and whoever has one of these keys, which open nothing else.
+    Keyed(Vec<String>),
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
@@ -58,6 +78,8 @@ impl Default for ServerConfig {
             drain: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),
             text_lanes: 2,
+            raising: Raising::Operators,
+            scrapers: Scrapers::Anyone,
             metrics_alias: MetricsAlias::None,
             entropy: os_entropy(),
             version: env!("CARGO_PKG_VERSION").into(),

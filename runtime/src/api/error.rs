@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::purge::PurgeError;
 use crate::request::Refusal;
 use crate::text::TextError;
 
@@ -161,6 +162,16 @@ impl From<Refusal> for ApiError {
             Refusal::Draining => Self::unavailable(message, "draining"),
             Refusal::Purged => Self::unavailable(message, "purged"),
             Refusal::Engine(_) => Self::unavailable(message, "engine"),
+        }
+    }
+}
+
+impl From<PurgeError> for ApiError {
+    fn from(error: PurgeError) -> Self {
+        match error {
+            PurgeError::Unknown(_) => Self::invalid("namespace", error.to_string()),
+            PurgeError::Keys(_) => Self::internal(error.to_string()),
+            PurgeError::Stopped => Self::unavailable(error.to_string(), "engine"),
         }
     }
 }

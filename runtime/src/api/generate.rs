@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
-use base::{Nanos, TokenId};
+use base::{Nanos, Priority, TokenId};
 use kernels::SamplingParams;
 use serde_json::Value;
 
@@ -12,8 +12,9 @@ use crate::api::answer::Answer;
 use crate::api::app::{App, Replica, Ticket};
 use sha2::{Digest, Sha256};
 
-use crate::api::auth::Caller;
+use crate::api::auth::{Caller, Role};
 use crate::api::choice::{Choice, ChoiceStart, Echo};
+use crate::api::config::Raising;
 use crate::api::error::ApiError;
 use crate::api::params::Params;
 use crate::api::sse::{self, SseWriter};
@@ -110,7 +111,8 @@ fn submit(
             let seed = seed.wrapping_add(k as u64);
             let params = Arc::new(SamplingParams { seed, ..prepared.params.sampling.clone() });
             let tenant = tenant(caller, &prepared.params);
-            choices.push(start(replica, tenant, prepared, prompt, params, length, choices.len())?);
+            let asked = Asked { tenant, priority: priority(app, caller, &prepared.params) };
+            choices.push(start(replica, asked, prepared, prompt, params, length, choices.len())?);
         }
     }
     Ok(choices)
@@ -131,9 +133,24 @@ fn salt(typed: &[u8]) -> Vec<u8> {
     if typed.is_empty() { Vec::new() } else { Sha256::digest(typed).to_vec() }
 }
 
+/// A priority above the default puts a request before those of others, and takes their pages: whoever may not
+/// raise it is served at the default. It changes when an answer comes, not the answer.
+fn priority(app: &App, caller: Caller, asked: &Params) -> Priority {
+    match (app.config().raising, caller.role) {
+        (Raising::Operators, Role::User) => asked.priority.max(Priority::default()),
+        _ => asked.priority,
+    }
+}
+
+/// Whose a sequence is, and how urgent.
+struct Asked {
+    tenant: Tenant,
+    priority: Priority,
+}
+
 fn start(
     replica: &Replica,
-    tenant: Tenant,
+    Asked { tenant, priority }: Asked,
     prepared: &Prepared,
     prompt: &Prompt,
     params: Arc<SamplingParams>,
@@ -151,7 +168,7 @@ fn start(
         params: Arc::clone(&params),
         max_tokens: length.max_tokens,
         prompt_logprobs: scored,
-        priority: asked.priority,
+        priority,
         deadline: None,
     };
     let running = replica.engine.submit(request).map_err(|refusal| {

@@ -10,21 +10,21 @@
 //! serializer here: the connection's own task polls the sequence's events and writes a prepared chunk
 //! around the escaped text.
 
-mod admin;
+pub(crate) mod admin;
 mod answer;
 mod app;
-mod auth;
+pub(crate) mod auth;
 mod chat;
 mod choice;
 mod completion;
 mod config;
-mod error;
+pub(crate) mod error;
 mod fields;
 mod generate;
 mod ops;
 mod params;
-mod router;
-mod serve;
+pub(crate) mod router;
+pub(crate) mod serve;
 mod sse;
 mod tokens;
 mod whole;
@@ -32,6 +32,6 @@ mod wire;
 
 pub use app::App;
 pub use auth::TenantKeys;
-pub use config::{MetricsAlias, ServerConfig, os_entropy};
+pub use config::{MetricsAlias, Raising, Scrapers, ServerConfig, os_entropy};
 pub use router::PATHS;
 pub use serve::{Drained, runtime, serve};

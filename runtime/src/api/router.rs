@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Response, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -67,8 +67,10 @@ pub(crate) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Open to anyone: probes and scrapes come without a key.
-const OPEN: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
+/// Open to anyone: probes come without a key.
+const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+/// Open too, unless the server is told otherwise: scrapers are set up without keys.
+const METRICS: &str = "/metrics";
 
 /// Paths that act on more than the caller's own.
 fn is_operators(path: &str) -> bool {
@@ -80,17 +82,12 @@ async fn enter(State(app): State<App>, mut request: Request, next: Next) -> Resp
     let ticket = app.ticket(request.headers());
     let name = HeaderValue::from_str(&ticket.name);
     let path = request.uri().path();
-    let allowed = if OPEN.contains(&path) { Ok(Caller::default()) } else { app.authorize(request.headers()) };
-    let allowed = allowed.and_then(|caller| match caller.role {
-        Role::User if is_operators(path) => Err(ApiError::forbidden("this key may not operate the server")),
-        _ => Ok(caller),
-    });
-    let mut response = match allowed {
+    let mut response = match admit(&app, path, request.headers()) {
         Err(error) => error.response(),
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             request.extensions_mut().insert(ticket);
-            CatchPanic(Box::pin(next.run(request))).await.unwrap_or_else(|panic| {
+            CatchPanic::new(next.run(request)).await.unwrap_or_else(|panic| {
                 tracing::error!(panic, "a request handler panicked");
                 ApiError::internal("the server failed on this request").response()
             })
@@ -101,6 +98,20 @@ async fn enter(State(app): State<App>, mut request: Request, next: Next) -> Resp
     }
     app.metrics().response(response.status().as_u16());
     response
+}
+
+fn admit(app: &App, path: &str, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    if OPEN.contains(&path) {
+        return Ok(Caller::default());
+    }
+    if path == METRICS {
+        return app.authorize_scrape(headers).map(|()| Caller::default());
+    }
+    let caller = app.authorize(headers)?;
+    match caller.role {
+        Role::User if is_operators(path) => Err(ApiError::forbidden("this key may not operate the server")),
+        _ => Ok(caller),
+    }
 }
 
 async fn chat_completions(State(app): State<App>, request: Request) -> Response<Body> {
@@ -184,7 +195,13 @@ async fn read(app: &App, request: Request) -> Result<Bytes, ApiError> {
 }
 
 /// A panic in a handler is that request's 500, not the connection's end.
-struct CatchPanic<F>(Pin<Box<F>>);
+pub(crate) struct CatchPanic<F>(Pin<Box<F>>);
+
+impl<F> CatchPanic<F> {
+    pub fn new(work: F) -> Self {
+        Self(Box::pin(work))
+    }
+}
 
 impl<F: Future> Future for CatchPanic<F> {
     type Output = Result<F::Output, String>;

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Drained {
 
 /// What connections are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Serving,
     Draining,
     Cut,
@@ -57,27 +57,37 @@ pub async fn serve(
     let (phase, _) = watch::channel(Phase::Serving);
     // Dropped with this future: connections then see the channel closed and end.
     let service = TowerToHyperService::new(router(app.clone()));
+    let timeout = app.config().read_timeout;
+    let begin = |stream, slot| {
+        tokio::spawn(connection(stream, service.clone(), phase.subscribe(), slot, timeout));
+    };
+    accept(listener, &slots, shutdown, begin).await;
+    Ok(drain(&app, &phase, &slots, connections_max as u32).await)
+}
+
+/// Hands connections to `begin`, each with a slot, until `shutdown` resolves; then closes the listener.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    slots: &Arc<Semaphore>,
+    shutdown: impl Future<Output = ()>,
+    begin: impl Fn(TcpStream, OwnedSemaphorePermit),
+) {
     let mut shutdown = pin!(shutdown);
     loop {
         let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
+            let slot = Arc::clone(slots).acquire_owned().await;
             (slot, listener.accept().await)
         };
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            () = &mut shutdown => return,
             (slot, stream) = accepted => match (slot, stream) {
-                (Ok(slot), Ok((stream, _))) => {
-                    let timeout = app.config().read_timeout;
-                    tokio::spawn(connection(stream, service.clone(), phase.subscribe(), slot, timeout));
-                }
+                (Ok(slot), Ok((stream, _))) => begin(stream, slot),
                 (_, Err(error)) => rest_after(&error).await,
-                (Err(_), _) => break,
+                (Err(_), _) => return,
             },
         }
     }
-    drop(listener);
-    Ok(drain(&app, &phase, &slots, connections_max as u32).await)
 }
 
 /// Out of descriptors or memory: accepting again at once would spin.
@@ -110,19 +120,28 @@ async fn drain(app: &App, phase: &watch::Sender<Phase>, slots: &Arc<Semaphore>, 
 async fn connection(
     stream: TcpStream,
     service: TowerToHyperService<axum::Router>,
-    mut phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     _slot: OwnedSemaphorePermit,
     read_timeout: Duration,
 ) {
     // Tokens are small writes that must not wait for each other.
     let _ = stream.set_nodelay(true);
-    let mut connection = pin!(
+    let connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(read_timeout)
             .writev(false)
             .serve_connection(TokioIo::new(stream), service)
     );
+    follow_phase(connection, phase, |connection| connection.graceful_shutdown()).await;
+}
+
+/// Drives a connection to its end, or to the server's.
+pub(crate) async fn follow_phase<C: Future>(
+    mut connection: Pin<&mut C>,
+    mut phase: watch::Receiver<Phase>,
+    finish: impl Fn(Pin<&mut C>),
+) {
     loop {
         tokio::select! {
             biased;
@@ -132,7 +151,7 @@ async fn connection(
                 let now = *phase.borrow_and_update();
                 match (changed, now) {
                     (Ok(()), Phase::Serving) => {}
-                    (Ok(()), Phase::Draining) => connection.as_mut().graceful_shutdown(),
+                    (Ok(()), Phase::Draining) => finish(connection.as_mut()),
                     (Ok(()), Phase::Cut) | (Err(_), _) => return,
                 }
             }

@@ -2,11 +2,12 @@
 //! request where its prefix is.
 //!
 //! ```text
-//!  scheduler ── batches, never waits ──▶ hub (thread) ──▶ bounded log ──▶ publisher ─▶ subscribers
-//!                                                             └────────── replay by sequence number
+//!  scheduler ── batches, never waits ──▶ hub (thread) ──▶ bounded log ──▶ publisher ─▶ ZeroMQ subscribers
+//!                                             │              └─┬──────── replay by sequence number
+//!                                             └─▶ mirror ──────┴─▶ `rpc`: snapshot, then changes
 //! ```
 //!
-//! The wire is what vLLM's engines speak and routers of the field follow: ZeroMQ PUB with a topic, a
+//! One wire is gRPC (`crate::rpc`), with snapshots. The other is what vLLM's engines speak and routers of the field follow: ZeroMQ PUB with a topic, a
 //! sequence number and a MessagePack batch, and a ROUTER that replays. ZMTP is written here, some three
 //! hundred lines, because the library for it is C++ that a build would have to bring.
 //!
@@ -16,9 +17,17 @@
 //! stream says that all is cleared and tells everything anew.
 
 mod hub;
+mod log;
+mod mirror;
 mod msgpack;
+mod record;
+mod schema;
 mod socket;
 mod zmtp;
 
-pub use hub::{EventHub, EventsConfig};
+pub(crate) use hub::Forgotten;
+pub use hub::{EventHub, EventsConfig, Snapshots};
+pub(crate) use log::Read;
+pub(crate) use mirror::Snapshot;
+pub(crate) use record::{Change, Record, Run};
 pub use socket::{EventServer, EventServerError};

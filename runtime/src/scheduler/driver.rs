@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{Scheduler, SchedulerConfig};
 use crate::engine::{CacheReport, Health, Message, Purged, Shelf};
-use crate::events::EventHub;
+use crate::events::{EventHub, Forgotten};
 use crate::executor::{Executor, StepError};
 use crate::request::Refusal;
 use crate::stats::EngineStats;
@@ -143,7 +143,7 @@ impl Driver {
 
     /// Waits for a message, then takes all that are there.
     fn listen(&mut self) -> ControlFlow<()> {
-        let first = if self.scheduler.is_idle() {
+        let first = if self.scheduler.is_idle() && self.purging.is_empty() {
             self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             self.inbox.recv_timeout(if self.purging.is_empty() { TICK } else { PURGE_TICK })
@@ -174,6 +174,9 @@ impl Driver {
             Message::Cold(ticket, outcome) => self.scheduler.answer(ticket, outcome, self.clock.now()),
             Message::Purge { namespace, up_to, running, answer } => {
                 let id = self.scheduler.purge(namespace, up_to, running);
+                if let Some(hub) = &self.events {
+                    hub.purge(namespace, up_to);
+                }
                 self.purging.push(Purging { id, namespace, up_to, answer });
             }
             Message::Inspect { namespaces, answer } => {
@@ -233,16 +236,22 @@ impl Driver {
         let is_told = self.storage.as_ref().is_none_or(Storage::has_told_all);
         for purging in std::mem::take(&mut self.purging) {
             match self.purged(&purging) {
-                Some(purged) if !purged.state.is_done || !is_told => self.purging.push(purging),
+                Some(purged) if !purged.state.is_done || !is_told || !self.is_untold(&purging) => {
+                    self.purging.push(purging);
+                }
                 Some(purged) => {
                     self.scheduler.forget_purge(purging.id);
-                    // What subscribers could have replayed names the tokens of pages.
-                    self.events.iter().for_each(EventHub::forget);
                     let _ = purging.answer.send(purged);
                 }
                 None => {}
             }
         }
+    }
+
+    /// Whether what subscribers could have replayed names no tokens of it any more.
+    fn is_untold(&self, purging: &Purging) -> bool {
+        let forgotten = |hub: &EventHub| hub.purge(purging.namespace, purging.up_to);
+        self.events.as_ref().map(forgotten).is_none_or(|forgotten| forgotten == Forgotten::Done)
     }
 
     fn purged(&self, purging: &Purging) -> Option<Purged> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::Method;
+use quire_runtime::api::{Raising, Scrapers};
 use serde_json::{Value, json};
 
 use super::server::{Client, Gate, Server, fault};
@@ -41,6 +42,63 @@ async fn keys_guard_all_but_probes_and_metrics() {
         let reply = client.send(Method::GET, path, &[("authorization", "Bearer k2")], "").await;
         assert_ne!(reply.status, 401, "{path}");
     }
+}
+
+#[tokio::test]
+async fn metrics_ask_for_a_key_when_told_to_and_probes_do_not() {
+    let server = Server::with(|setup| {
+        setup.config.admin_keys = vec!["root".into()];
+        setup.config.scrapers = Scrapers::Keyed(vec!["prom".into()]);
+    })
+    .await;
+    let mut client = server.connect().await;
+    let mut status = async |path, key: &str| {
+        let key = format!("Bearer {key}");
+        client.send(Method::GET, path, &[("authorization", &key)], "").await.status.as_u16()
+    };
+    assert_eq!(status("/metrics", "prom").await, 200);
+    assert_eq!(status("/metrics", "root").await, 200);
+    assert_eq!(status("/metrics", "guess").await, 401);
+    assert_eq!(status("/v1/admin/cache", "prom").await, 401);
+    assert_eq!(server.get("/metrics").await.status, 401);
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+/// Who is served first of two that wait: the one with the raised priority, sent last, or the one before.
+async fn first_served(key: &'static str, raising: Raising) -> &'static str {
+    let mut server = Server::with(|setup| {
+        setup.config.api_keys = vec!["user".into()];
+        setup.config.admin_keys = vec!["root".into()];
+        setup.config.raising = raising;
+        setup.schedule.step_seqs = 1;
+        setup.gate = Gate::Closed;
+    })
+    .await;
+    let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+    for (at, name, priority) in [(0, "running", 0), (1, "plain", 0), (2, "raised", -5)] {
+        server.until_metric("quire_num_requests_waiting", f64::from(at - 1).max(0.0)).await;
+        server.until_metric("quire_num_requests_running", f64::from(at.min(1))).await;
+        let mut client = server.connect().await;
+        let body = json!({"prompt": name, "max_tokens": 200, "priority": priority}).to_string();
+        let served = served.clone();
+        tokio::spawn(async move {
+            let key = format!("Bearer {key}");
+            let reply = client.send(Method::POST, "/v1/completions", &[("authorization", &key)], body).await;
+            assert_eq!(reply.status, 200);
+            served.send(name).unwrap();
+        });
+    }
+    server.until_metric("quire_num_requests_waiting", 2.0).await;
+    server.open_gate();
+    assert_eq!(order.recv().await, Some("running"));
+    order.recv().await.unwrap()
+}
+
+#[tokio::test]
+async fn only_an_operator_comes_before_others_unless_anyone_may() {
+    assert_eq!(first_served("user", Raising::Operators).await, "plain");
+    assert_eq!(first_served("user", Raising::Anyone).await, "raised");
+    assert_eq!(first_served("root", Raising::Operators).await, "raised");
 }
 
 #[tokio::test]

@@ -1,0 +1,196 @@
+//! From the engine's types to the contract's. Nothing is decided here.
+
+use base::{NamespaceId, Tier};
+use kvcache::{CacheStats, TierStats};
+use proto::v1::{self, Readiness};
+
+use crate::api::App;
+use crate::api::error::ApiError;
+use crate::engine::{CacheReport, Health};
+use crate::events::Run;
+use crate::purge::{Guarantee, PurgeReport, SignedReport, TierLine};
+use crate::stats::EngineStats;
+
+pub(super) fn tier(of: Tier) -> v1::Tier {
+    match of {
+        Tier::Device => v1::Tier::Device,
+        Tier::Host => v1::Tier::Host,
+        Tier::Nvme => v1::Tier::Nvme,
+        Tier::Object => v1::Tier::Object,
+    }
+}
+
+/// Names of namespaces by their numbers.
+pub(super) struct Names(Vec<(NamespaceId, String)>);
+
+impl Names {
+    pub fn new(names: Vec<(NamespaceId, String)>) -> Self {
+        Self(names)
+    }
+
+    pub fn of(&self, id: NamespaceId) -> String {
+        let known = self.0.iter().find(|(other, _)| *other == id);
+        known.map_or_else(|| format!("#{id}"), |(_, name)| name.clone())
+    }
+
+    pub fn find(&self, name: &str) -> Option<NamespaceId> {
+        self.0.iter().find(|(_, other)| other == name).map(|(id, _)| *id)
+    }
+}
+
+/// A run without its tokens.
+pub(super) fn run(of: &Run, names: &Names) -> v1::StoredRun {
+    v1::StoredRun { hashes: of.hashes.clone(), ..run_head(of, names) }
+}
+
+/// A run without its blocks.
+pub(super) fn run_head(of: &Run, names: &Names) -> v1::StoredRun {
+    v1::StoredRun {
+        namespace: names.of(of.owner.namespace),
+        generation: of.owner.generation.0,
+        adapter: of.owner.adapter.0,
+        tiers: of.tiers.iter().map(|of| tier(of).into()).collect(),
+        parent: of.parent,
+        hashes: Vec::new(),
+        token_ids: Vec::new(),
+    }
+}
+
+/// How busy the replica is right now.
+pub(super) fn load(app: &App) -> Result<v1::LoadRecord, ApiError> {
+    let engine = &app.replica()?.engine;
+    let stats = engine.stats();
+    let get = EngineStats::get;
+    let readiness = match (engine.health(), app.is_draining()) {
+        (Health::Unhealthy, _) => Readiness::Unhealthy,
+        (Health::Draining, _) | (_, true) => Readiness::Draining,
+        (Health::Ready, false) => Readiness::Ready,
+    };
+    Ok(v1::LoadRecord {
+        unix_ms: app.clock().unix_ms(),
+        readiness: readiness.into(),
+        in_flight: get(&stats.in_flight),
+        running: get(&stats.running),
+        waiting: get(&stats.waiting),
+        in_flight_max: engine.requests_max() as u64,
+        pages_total: get(&stats.pages_total),
+        pages_free: get(&stats.pages_free),
+        pages_cached: get(&stats.pages_cached),
+        prefix_query_tokens: get(&stats.prefix_query_tokens),
+        prefix_hit_tokens: get(&stats.prefix_hit_tokens),
+        computed_tokens: get(&stats.computed_tokens),
+        generated_tokens: get(&stats.generation_tokens),
+        steps: get(&stats.steps),
+        step_ns: get(&stats.step_ns),
+        preemptions: get(&stats.preemptions),
+    })
+}
+
+pub(super) fn stats(report: &CacheReport, names: &Names, shape: (u32, usize)) -> v1::CacheStatsResponse {
+    let (page_tokens, page_bytes) = shape;
+    let namespaces = report.namespaces.iter().map(|(id, used)| v1::NamespaceStats {
+        namespace: names.of(*id),
+        id: id.0,
+        pages: used
+            .iter()
+            .map(|&(of, pages)| v1::TierPages { tier: tier(of).into(), pages: pages as u64 })
+            .collect(),
+    });
+    v1::CacheStatsResponse {
+        page_tokens,
+        page_bytes: page_bytes as u64,
+        tiers: report.tiers.iter().map(|of| tier_stats(of, report)).collect(),
+        namespaces: namespaces.collect(),
+        purges_under_way: report.purges.len() as u32,
+        is_settled: report.is_settled,
+    }
+}
+
+fn tier_stats(of: &TierStats, report: &CacheReport) -> v1::TierStats {
+    let CacheStats {
+        pages_total, pages_free, pages_private, pages_leased, pages_cached, pages_fenced, ..
+    } = of.cache;
+    let counters = of.cache.counters;
+    v1::TierStats {
+        tier: tier(of.tier).into(),
+        pages_total: pages_total as u64,
+        pages_free: pages_free as u64,
+        pages_private: pages_private as u64,
+        pages_leased: pages_leased as u64,
+        pages_cached: pages_cached as u64,
+        pages_fenced: pages_fenced as u64,
+        queried_tokens: counters.queried_tokens,
+        hit_tokens: counters.hit_tokens,
+        published_pages: counters.published_pages,
+        evicted_pages: counters.evicted_pages,
+        evicted_at_quota_pages: counters.quota_pages,
+        io: tier_io(of.tier, report),
+    }
+}
+
+fn tier_io(of: Tier, report: &CacheReport) -> Option<v1::TierIo> {
+    let (_, io) = report.storage.tiers.iter().find(|(tier, _)| *tier == of)?;
+    Some(v1::TierIo {
+        stores: io.stores,
+        loads: io.loads,
+        store_bytes: io.store_bytes,
+        load_bytes: io.load_bytes,
+        queued: io.queued as u64,
+        in_flight: io.in_flight as u64,
+        refused: io.refused,
+        failures: io.failures.iter().map(|(kind, n)| ((*kind).to_owned(), *n)).collect(),
+    })
+}
+
+pub(super) fn purged(signed: &SignedReport) -> Result<v1::PurgeResponse, ApiError> {
+    let json = serde_json::to_string(signed).map_err(|error| ApiError::internal(error.to_string()))?;
+    let (public_key, signature) =
+        signed.key_and_signature().ok_or_else(|| ApiError::internal("a report without a signature"))?;
+    Ok(v1::PurgeResponse {
+        report: Some(report(&signed.report)),
+        signed_payload: signed.payload(),
+        algorithm: signed.algorithm.clone(),
+        public_key,
+        signature,
+        signed_report_json: json,
+    })
+}
+
+fn report(of: &PurgeReport) -> v1::PurgeReport {
+    v1::PurgeReport {
+        version: of.version,
+        namespace: of.namespace.clone(),
+        namespace_id: of.namespace_id,
+        generation: of.generation,
+        model: of.model.clone(),
+        begun_unix_ms: of.begun_unix_ms,
+        ended_unix_ms: of.ended_unix_ms,
+        data_keys_destroyed: of.data_keys_destroyed,
+        tiers: of.tiers.iter().map(erasure).collect(),
+        guarantee: guarantee(of.guarantee).into(),
+    }
+}
+
+fn erasure(of: &TierLine) -> v1::TierErasure {
+    let named = Tier::ALL.into_iter().find(|tier| tier.name() == of.tier);
+    v1::TierErasure {
+        tier: named.map_or(v1::Tier::Unspecified, tier).into(),
+        pages: of.pages,
+        bytes: of.bytes,
+        method: of.method.clone(),
+        verified: of.verified,
+        failed: of.failed,
+        outstanding: of.outstanding,
+        has_unknown_past: of.has_unknown_past,
+        found_by_probe: of.found_by_probe,
+        guarantee: guarantee(of.guarantee).into(),
+    }
+}
+
+fn guarantee(of: Guarantee) -> v1::Guarantee {
+    match of {
+        Guarantee::Incomplete => v1::Guarantee::Incomplete,
+        Guarantee::CryptoErased => v1::Guarantee::CryptoErased,
+        Guarantee::Erased => v1::Guarantee::Erased,
+    }
+}
