@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use kernels::Backend;
 use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::cuda::gpu::{Gpu, GpuError, GpuOptions as DeviceOptions, Origin};
+use kernels::cuda::prefix_groups::SharingRule;
 use kernels::cuda::{CudaBackend, CudaOptions, Determinism, Driver};
 
 use crate::failure::{Exit, Failure};
-use crate::flags::{self, Engine, GpuOptions, Graphs};
+use crate::flags::{self, Cascade, Engine, GpuOptions, Graphs};
 
 /// A backend, and what to say of it.
 pub struct Opened {
@@ -77,7 +78,8 @@ fn cuda(options: &GpuOptions) -> Result<Opened, GpuError> {
         device.arch.target(),
         device.driver,
     );
-    let options = CudaOptions { determinism, graphs: options.graphs == Graphs::On };
+    let sharing = (options.cascade == Cascade::On).then(SharingRule::default);
+    let options = CudaOptions { determinism, graphs: options.graphs == Graphs::On, sharing };
     Ok(Opened { backend: Box::new(CudaBackend::new(Box::new(gpu), options)), what, kind: Kind::Cuda })
 }
 

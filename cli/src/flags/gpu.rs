@@ -33,6 +33,11 @@ pub struct GpuFlags {
           num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub enforce_eager: bool,
+    /// Let each sequence read a shared prefix by itself; the answers are the same either way
+    #[arg(long, value_name = "BOOL", env = "QUIRE_DISABLE_CASCADE_ATTN", hide_env_values = true,
+          num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub disable_cascade_attn: bool,
     /// Folder of kernels compiled beforehand (NAME.sm_XX.cubin) [default: compile here, and keep the result]
     #[arg(long, value_name = "DIR", env = "QUIRE_CUDA_KERNELS", hide_env_values = true)]
     pub cuda_kernels: Option<PathBuf>,
@@ -45,12 +50,20 @@ pub struct GpuOptions {
     pub share: f64,
     pub determinism: Determinism,
     pub graphs: Graphs,
+    pub cascade: Cascade,
     pub kernels: Option<PathBuf>,
 }
 
 /// Whether decode steps are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Graphs {
+    On,
+    Off,
+}
+
+/// Whether attention reads a shared prefix once for several sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cascade {
     On,
     Off,
 }
@@ -62,6 +75,7 @@ impl GpuFlags {
             share: self.gpu_memory_utilization,
             determinism: self.determinism,
             graphs: if self.enforce_eager { Graphs::Off } else { Graphs::On },
+            cascade: if self.disable_cascade_attn { Cascade::Off } else { Cascade::On },
             kernels: self.cuda_kernels.clone(),
         }
     }

@@ -13,7 +13,7 @@ mod server;
 mod tiers;
 
 pub use cache::{CacheFlags, CacheOptions, KvDtype, Room};
-pub use gpu::{Determinism, GpuFlags, GpuOptions, Graphs};
+pub use gpu::{Cascade, Determinism, GpuFlags, GpuOptions, Graphs};
 pub use log::{LogFlags, LogFormat};
 pub use model::{Dtype, Engine, LoadFormat, ModelFlags, ModelOptions, Quantize};
 pub use schedule::ScheduleFlags;

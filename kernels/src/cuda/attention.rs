@@ -173,7 +173,6 @@ impl Attention {
     }
 
     /// Attention of the q part of `qkv` over the pages of `layer` into `out`.
-    #[expect(clippy::too_many_arguments, reason = "an op's operands; one call site")]
     pub fn run(
         &mut self,
         driver: &dyn Driver,
@@ -256,7 +255,7 @@ impl Attention {
             rows: lists.merges.at(),
             slots: lists.slots.at(),
             out: out.at,
-            rows_live: lists.live.at().add(size_of::<u32>()),
+            rows_live: lists.live.at().plus(size_of::<u32>()),
             heads: shape.heads as u32,
             head_dim: shape.head_dim as u32,
             out_stride: out.cols as u32,

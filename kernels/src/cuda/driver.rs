@@ -18,7 +18,7 @@ impl DevicePtr {
     pub const NULL: DevicePtr = DevicePtr(0);
 
     /// The address `bytes` further on.
-    pub fn add(self, bytes: usize) -> DevicePtr {
+    pub fn plus(self, bytes: usize) -> DevicePtr {
         DevicePtr(self.0 + bytes as u64)
     }
 }

@@ -58,7 +58,7 @@ impl DevicePages {
     /// Keys of `layer` in page 0.
     pub fn layer(&self, layer: usize) -> DevicePtr {
         let s = &self.shape;
-        self.at.add(layer * 2 * s.kv_heads * s.block_bytes())
+        self.at.plus(layer * 2 * s.kv_heads * s.block_bytes())
     }
 
     pub fn copy(&self, driver: &dyn Driver, pairs: &[(u32, u32)]) {
@@ -95,7 +95,7 @@ impl DevicePages {
         let mut unclean = Vec::new();
         for pages in pages.chunks(LIST) {
             self.list.put(driver, pages);
-            driver.zero(self.counts.at(), pages.len() * size_of::<u32>());
+            driver.zero(self.counts.at(), size_of_val(pages));
             let params = PageVerifyParams {
                 pool: self.at,
                 pages: self.list.at(),
@@ -122,6 +122,6 @@ impl DevicePages {
 
     fn page(&self, page: u32) -> DevicePtr {
         assert!((page as usize) < self.shape.pages, "page {page} outside the pool");
-        self.at.add(page as usize * self.shape.page_bytes())
+        self.at.plus(page as usize * self.shape.page_bytes())
     }
 }

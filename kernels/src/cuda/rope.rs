@@ -41,7 +41,7 @@ impl Angles {
             let (cos, sin) = row.split_at_mut(pairs);
             self.table.angles(position, cos, sin);
         }
-        driver.upload(self.at.add(self.filled * 8 * pairs), bytemuck::cast_slice(&rows));
+        driver.upload(self.at.plus(self.filled * 8 * pairs), bytemuck::cast_slice(&rows));
         self.filled = end;
     }
 }

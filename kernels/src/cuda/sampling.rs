@@ -106,7 +106,7 @@ impl Sampler {
 
 fn on_host(driver: &dyn Driver, logits: &Buffer, i: usize, row: &SampleRow<'_>) -> Sampled {
     let mut values = vec![0.0f32; logits.cols];
-    let at = logits.expect(Precision::Full).add(i * logits.cols * size_of::<f32>());
+    let at = logits.expect(Precision::Full).plus(i * logits.cols * size_of::<f32>());
     driver.download(at, bytemuck::cast_slice_mut(&mut values));
     sample::draw(&mut values, row)
 }

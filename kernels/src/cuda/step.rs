@@ -82,7 +82,7 @@ impl StepArrays {
     }
 
     pub fn live(&self, which: Live) -> DevicePtr {
-        self.live.at().add(which as usize * size_of::<u32>())
+        self.live.at().plus(which as usize * size_of::<u32>())
     }
 
     /// The step as it was given.

@@ -42,7 +42,7 @@ impl Linear {
         let mut next = at;
         for part in parts {
             upload(driver, next, part);
-            next = next.add(part.rows() * k * size_of::<bf16>());
+            next = next.plus(part.rows() * k * size_of::<bf16>());
         }
         Ok(Self { at, n, k })
     }
@@ -65,7 +65,7 @@ fn upload(driver: &dyn Driver, at: DevicePtr, part: &HostTensor<'_>) {
             part.read_row(row, &mut wide);
             narrow.extend(wide.iter().map(|&x| bf16::from_f32(x)));
         }
-        driver.upload(at.add(from * part.cols() * size_of::<bf16>()), bytemuck::cast_slice(&narrow));
+        driver.upload(at.plus(from * part.cols() * size_of::<bf16>()), bytemuck::cast_slice(&narrow));
     }
 }
 

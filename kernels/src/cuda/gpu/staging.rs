@@ -40,7 +40,7 @@ impl Staging {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), place, part.len());
                 place
             };
-            let at = to.add(i * (RING / 2));
+            let at = to.plus(i * (RING / 2));
             // SAFETY: the ring is pinned and the part stays unchanged until the next wrap.
             let copied = unsafe { cu::cuMemcpyHtoDAsync_v2(at.0, place.cast(), part.len(), self.stream) };
             expect("cuMemcpyHtoDAsync", copied);
