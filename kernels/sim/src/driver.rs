@@ -77,7 +77,7 @@ impl SimDriver {
         let mut memory = self.memory.borrow_mut();
         let inside = |lines: &&mut Box<[Line]>| {
             let start = lines.as_ptr() as u64;
-            start <= at.0 && at.0 + bytes as u64 <= start + size_of_val::<[Line]>(lines) as u64
+            start <= at.0 && at.0 + bytes as u64 <= start + (lines.len() * size_of::<Line>()) as u64
         };
         let lines = memory.iter_mut().find(inside);
         let lines = lines.unwrap_or_else(|| panic!("{bytes} bytes at {:#x} are in no allocation", at.0));
