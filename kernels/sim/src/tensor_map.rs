@@ -99,7 +99,7 @@ impl TensorMapSpec {
             }
         }
         let bytes = self.tile[0] * u32::from(self.element_bytes);
-        if bytes % 16 != 0 || (self.swizzle == Swizzle::Bytes128 && bytes != 128) {
+        if !bytes.is_multiple_of(16) || (self.swizzle == Swizzle::Bytes128 && bytes != 128) {
             return Err(Error::Line { bytes });
         }
         Ok(())
