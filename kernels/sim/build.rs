@@ -56,6 +56,7 @@ fn variable(name: &str) -> String {
 fn add_flags(build: &mut cc::Build) -> String {
     let extra = std::env::var("QUIRE_CUSIM_FLAGS").unwrap_or_default();
     let kind = std::env::var("QUIRE_CUSIM_SANITIZE").unwrap_or_default();
+    println!("cargo:rustc-check-cfg=cfg(cusim_sanitize, values(\"address\", \"undefined\"))");
     for flag in extra.split_whitespace() {
         build.flag(flag);
     }
@@ -66,6 +67,7 @@ fn add_flags(build: &mut cc::Build) -> String {
             .flag("-fno-omit-frame-pointer");
         let runtime = if kind == "address" { "asan" } else { "ubsan" };
         println!("cargo:rustc-link-lib=dylib={runtime}");
+        println!("cargo:rustc-cfg=cusim_sanitize=\"{kind}\"");
     }
     format!("{extra} {kind}")
 }

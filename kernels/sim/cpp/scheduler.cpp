@@ -98,7 +98,8 @@ static void prepare(Block& b) {
     b.failed = false;
     b.fibers.resize(b.threads);
     const uint32_t warps = (b.threads + 31) / 32;
-    b.meetings.assign(warps * 32, Meeting());
+    b.meetings.resize(warps * 32);
+    for (Meeting& meeting : b.meetings) meeting.arrived = 0;
     for (uint32_t i = 0; i < b.threads; i++) {
         Fiber& fiber = b.fibers[i];
         fiber.state = State::ready;

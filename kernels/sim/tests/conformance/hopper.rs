@@ -59,7 +59,7 @@ fn tma_box(case: &Case, at: &[i64]) -> Vec<u32> {
     }
     let place = |i: usize| match tensor.swizzle {
         Swizzle::None => i,
-        Swizzle::Bytes128 => i / 64 * 64 + (i / 8 % 8 ^ i / 64 % 8) * 8 + i % 8,
+        Swizzle::Bytes128 => i / 64 * 64 + ((i / 8 % 8) ^ (i / 64 % 8)) * 8 + i % 8,
     };
     let mut lying = vec![0u16; plain.len()];
     for (i, value) in plain.iter().enumerate() {

@@ -74,7 +74,7 @@ fn e4m3_nearest(v: f32) -> u8 {
 
 fn cp_async(input: &[u32]) -> Vec<u32> {
     let seen = |group: usize, thread: usize, word: usize| {
-        if (thread + group) % 3 == 0 { 0 } else { input[(group * 64 + thread) * 4 + word] }
+        if (thread + group).is_multiple_of(3) { 0 } else { input[(group * 64 + thread) * 4 + word] }
     };
     let threads = (0..64usize).rev();
     threads.flat_map(|t| (0..12).map(move |i| seen(i / 4, t, i % 4))).collect()
