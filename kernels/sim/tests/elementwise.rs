@@ -365,7 +365,7 @@ impl RopeCase {
             angles,
             q_norm,
             k_norm,
-            kv: device(&mut pool).add(size_of::<T>() * self.layer_offset()),
+            kv: device(&mut pool).plus(size_of::<T>() * self.layer_offset()),
             page_stride: self.page_stride() as u64,
             v_offset: self.v_offset() as u64,
             head_stride: self.head_stride() as u64,
