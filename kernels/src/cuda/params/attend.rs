@@ -120,9 +120,9 @@ impl AttendKernel {
             return None;
         }
         let (name, block, padded, slots) = match head_dim {
-            ..=64 => ("quire_attend_mma_d64", 128, 64, 4),
-            ..=128 => ("quire_attend_mma_d128", 128, 128, 4),
-            ..=256 => ("quire_attend_mma_d256", 256, 256, 2),
+            1..=64 => ("quire_attend_mma_d64", 128, 64, 4),
+            65..=128 => ("quire_attend_mma_d128", 128, 128, 4),
+            129..=256 => ("quire_attend_mma_d256", 256, 256, 2),
             _ => return None,
         };
         Some(AttendKernel { name, block, smem: (slots + 1) * 64 * padded * 2 + 256, rows_max: 64 })
