@@ -306,7 +306,8 @@ mod tests {
              2048 gate_up  quire_linear_fp8_tile128 [3584, 1, 1] x 128
              2048 down     quire_linear_fp8_tile128 [512, 1, 1] x 128
              2048 head     quire_linear_fp8_tile128 [16032, 1, 1] x 128
-        "#]].assert_eq(&table(LinearFamily::Fp8));
+        "#]]
+        .assert_eq(&table(LinearFamily::Fp8));
     }
 
     #[test]
