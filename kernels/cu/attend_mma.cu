@@ -19,13 +19,13 @@
 // run, columns beyond head_dim and rows that do not exist are zero-filled by the copy and never read: 0 * NaN
 // of a dead slot would be NaN.
 //
-// Limits: packed rows of one token (the group) at most 64; the queue of a decode item is as long as its tiles.
+// Limits: at most 64 query heads a KV head; KV in bf16 only.
 #include "attend.cuh"
 #include "hopper.cuh" // bar_sync
 
 struct AttendMmaParams {
     AttendArgs a;
-    const u16* kv; // of this layer: key of (page, head, token) at page * page_stride + head * head_stride + token * head_dim
+    const u16* kv; // of this layer; K of a token at page * page_stride + head * head_stride + token * head_dim
     u64 page_stride, value_offset, head_stride; // in elements
 };
 
@@ -35,7 +35,7 @@ template <int DP_> struct MmaShape {
     static constexpr int ROW = DP * 2, CHUNKS = DP / 8;
     static constexpr int SLOTS = DP > 128 ? 2 : 4, SLOT = 64 * ROW;
     static constexpr int Q = SLOTS * SLOT, SUMS = Q + 64 * ROW; // after Q: (m, l) [SPLIT][16]
-    static constexpr int RUN = Q + 16 * ROW;                    // deep: the folded run, f32 [16][DP], behind 16 rows of Q
+    static constexpr int RUN = Q + 16 * ROW; // deep: the folded run, f32 [16][DP], behind 16 rows of Q
     static constexpr int SMEM = SUMS + 256;
     static_assert(SMEM <= 99 * 1024, "fits the smallest GPU served");
 };
@@ -71,13 +71,15 @@ template <class S, int SK> struct MmaStream {
             u32 first = key + part % PARTS * SK;
             u64 offset = part < PARTS ? 0 : p.value_offset;
             unsigned char* to = slots + fill * BYTES;
+            // Four at a time: all eight addresses at once would spill beside the accumulators.
             _Pragma("unroll 4") for (int i = 0; i < SK * S::CHUNKS / SHARERS; i++) {
                 u32 at = team.thread + i * SHARERS, row = at / S::CHUNKS, chunk = at % S::CHUNKS, k = first + row;
                 bool live = k >= it.key_from && k < it.key_end && chunk * 8 < p.a.head_dim;
                 const u16* from = kv;
                 if (live) {
                     u32 page = p.a.page_table[it.table + (k >> p.a.page_shift)];
-                    from += page * p.page_stride + offset + (k & ((1u << p.a.page_shift) - 1)) * p.a.head_dim + chunk * 8;
+                    u32 token = k & ((1u << p.a.page_shift) - 1);
+                    from += page * p.page_stride + offset + token * p.a.head_dim + chunk * 8;
                 }
                 cp_async16(to + swizzled(row, chunk, S::ROW), from, live);
             }
@@ -127,7 +129,8 @@ DEVICE void mma_scores(float* s, const unsigned char* q, const unsigned char* ke
 }
 
 // o += weights * V for the 16 keys at `values`, the team's columns from col0.
-template <class S> DEVICE void mma_values(float (&o)[S::DH / 2], const u32 (&w)[4], const unsigned char* values, u32 col0, u32 lane) {
+template <class S>
+DEVICE void mma_values(float (&o)[S::DH / 2], const u32 (&w)[4], const unsigned char* values, u32 col0, u32 lane) {
     UNROLL for (int d = 0; d < S::DH / 16; d++) {
         u32 b[4];
         ldsm4t(b, values + swizzled((lane & 7) + (lane >> 3 & 1) * 8, col0 / 8 + d * 2 + (lane >> 4), S::ROW));
@@ -167,8 +170,8 @@ DEVICE void mma_block(MmaStream<S, SK>& stream, const unsigned char* q, const At
 
 // The keys of a tile that an item reads; the tile then stands closed in (o, t).
 template <class S, int SK>
-DEVICE void mma_tile(MmaStream<S, SK>& stream, const unsigned char* q, const AttendView& view, u32 from, u32 end, bool live,
-                 float (&o)[S::DH / 2], AttendSum& t) {
+DEVICE void mma_tile(MmaStream<S, SK>& stream, const unsigned char* q, const AttendView& view, u32 from, u32 end,
+                     bool live, float (&o)[S::DH / 2], AttendSum& t) {
     t = attend_empty();
     UNROLL for (int i = 0; i < S::DH / 2; i++) o[i] = 0.0f;
     for (u32 key = from; key < end; key += ATTEND_BLOCK) mma_block<S, SK>(stream, q, view, key, live, o, t);
@@ -188,8 +191,9 @@ template <class S> DEVICE void mma_load_q(const AttendMmaParams& p, const Attend
     cp_commit();
 }
 
-template <class S> DEVICE void mma_write_wide(const AttendMmaParams& p, const AttendItem& it, u32 first_row, const MmaTeam& team,
-                                          const float (&o)[S::DH / 2], const AttendSum& run) {
+template <class S>
+DEVICE void mma_write_wide(const AttendMmaParams& p, const AttendItem& it, u32 first_row, const MmaTeam& team,
+                           const float (&o)[S::DH / 2], const AttendSum& run) {
     UNROLL for (int h = 0; h < 2; h++) {
         AttendPlace at = attend_place(p.a, first_row + 8 * h);
         if (at.token >= it.rows) continue;
@@ -245,7 +249,9 @@ DEVICE void mma_fold_shared(unsigned char* sm, const MmaTeam& team, const float 
         UNROLL for (int i = 0; i < S::DH / 8; i++) {
             float2* at = (float2*)(run + run_index(row, team.half * S::DH + i * 8 + (team.lane & 3) * 2, S::DP));
             float2 v = *at;
-            *at = make_float2(merge_value(v.x, o[i * 4 + h * 2], keep, add), merge_value(v.y, o[i * 4 + h * 2 + 1], keep, add));
+            v.x = merge_value(v.x, o[i * 4 + h * 2], keep, add);
+            v.y = merge_value(v.y, o[i * 4 + h * 2 + 1], keep, add);
+            *at = v;
         }
     }
 }
@@ -276,7 +282,8 @@ template <class S> DEVICE void mma_write_deep(const AttendMmaParams& p, const At
     }
 }
 
-template <class S> DEVICE void mma_deep(const AttendMmaParams& p, const AttendItem& it, unsigned char* sm, const MmaTeam& team) {
+template <class S>
+DEVICE void mma_deep(const AttendMmaParams& p, const AttendItem& it, unsigned char* sm, const MmaTeam& team) {
     mma_load_q<S>(p, it, sm + S::Q, 16);
     const u32 tile0 = it.key_from / ATTEND_TILE, tiles = (it.key_end + ATTEND_TILE - 1) / ATTEND_TILE - tile0;
     const u32 block0 = it.key_from / ATTEND_BLOCK * ATTEND_BLOCK;
@@ -317,10 +324,14 @@ template <int DP> DEVICE void attend_mma(const AttendMmaParams& p) {
     else mma_wide<S, false>(p, it, sm, team);
 }
 
-// grid (items, KV heads); dynamic shared memory MmaShape<DP>::SMEM
-extern "C" __global__ void __launch_bounds__(128) quire_attend_mma_d64(const __grid_constant__ AttendMmaParams p) { attend_mma<64>(p); }
-CUSIM_KERNEL(quire_attend_mma_d64)
-extern "C" __global__ void __launch_bounds__(128) quire_attend_mma_d128(const __grid_constant__ AttendMmaParams p) { attend_mma<128>(p); }
-CUSIM_KERNEL(quire_attend_mma_d128)
-extern "C" __global__ void __launch_bounds__(256) quire_attend_mma_d256(const __grid_constant__ AttendMmaParams p) { attend_mma<256>(p); }
-CUSIM_KERNEL(quire_attend_mma_d256)
+// grid (items, KV heads), block MmaShape::THREADS, dynamic shared memory MmaShape::SMEM; an item holds 64 packed rows
+#define ATTEND_MMA(dp, threads)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(threads)                                                              \
+        quire_attend_mma_d##dp(const __grid_constant__ AttendMmaParams p) {                                            \
+        static_assert(MmaShape<dp>::THREADS == threads, "launch bounds");                                              \
+        attend_mma<dp>(p);                                                                                             \
+    }                                                                                                                  \
+    CUSIM_KERNEL(quire_attend_mma_d##dp)
+ATTEND_MMA(64, 128)
+ATTEND_MMA(128, 128)
+ATTEND_MMA(256, 256)

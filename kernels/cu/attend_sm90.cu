@@ -22,6 +22,7 @@
 // scores are masked, and their values are overwritten with zeros before P V sees them, for 0 * NaN is NaN.
 //
 // Not persistent: blocks are long (a tile is 2 us) and the plan sorts them longest first.
+// Limits: 64 * WGS query heads a KV head; KV in bf16 only. The cycles above are estimates, not measurements.
 #include "attend.cuh"
 #include "hopper.cuh"
 
@@ -290,7 +291,7 @@ template <int D, int WGS> DEVICE void attend_sm90(const AttendSm90Params& p) {
     }
 }
 
-// grid (items, KV heads), block 128 * (WGS + 1), dynamic shared memory WgShape::SMEM; an item holds 64 * WGS packed rows
+// grid (items, KV heads), block 128 * (WGS + 1), dynamic shared memory WgShape::SMEM; an item: 64 * WGS packed rows
 #define ATTEND_SM90(dim, wgs, blocks)                                                                                  \
     extern "C" __global__ void __launch_bounds__(128 * (wgs + 1), blocks)                                              \
         quire_attend_sm90_d##dim##_x##wgs(const __grid_constant__ AttendSm90Params p) { attend_sm90<dim, wgs>(p); }    \

@@ -1,15 +1,18 @@
 //! Attention kernels and the merge: right to f64 over random steps, and the same bits for a row whoever reads which
-//! tile when. attend/scene.rs sets steps up; every run there checks dead slots, guards and gaps.
+//! tile when. attend/scene.rs makes steps, attend/device.rs launches them and looks at guards and gaps.
 
+mod device;
 mod scene;
 
 use base::SplitMix;
+use device::{Folded, outputs, sums};
+use kernels::cuda::attend_plan::AttendPlan;
 use kernels::cuda::driver::DevicePtr;
 use kernels::cuda::params::attend::AttendWidth;
 use kernels::cuda::params::merge::{MergeParams, MergeRow};
 use scene::{FAMILIES, Family, Model, Run, Scene, Shared};
 
-use crate::support::{Guarded, SEEDS, assert_close, bf16_values, cases, run};
+use crate::support::{Guarded, SEEDS, assert_close, bf16, bf16_values, cases, run};
 
 fn pick<T: Copy>(rng: &mut SplitMix, from: &[T]) -> T {
     from[rng.below(from.len() as u64) as usize]
@@ -55,7 +58,7 @@ fn random_steps(family_of: impl Fn(usize) -> Family, dims: &[usize], count: usiz
         let (scene, runs) = step(&mut rng, model);
         let kernel = model.kernel(family).expect("a kernel");
         let plan = scene.plan(&runs, &[], kernel.rows_max, 1 + rng.below(40) as u32);
-        let out = scene.attend(&runs, &plan, family, rng.below(50));
+        let out = outputs(&scene, &runs, &plan, family, rng.below(50));
         scene.assert_right(&runs, &out, &format!("case {case} {family:?} {model:?} {runs:?}"));
     }
 }
@@ -93,17 +96,27 @@ fn no_schedule_changes_a_bit_whatever_the_pipeline_holds() {
         let prompt = Run { sequence: 6, start: lengths[6] - 27, rows: 27 };
         for runs in [decodes, vec![prompt]] {
             let plan = scene.plan(&runs, &[], model.kernel(family).unwrap().rows_max, 3);
-            let outs = SEEDS.map(|seed| scene.attend(&runs, &plan, family, seed));
+            let outs = SEEDS.map(|seed| outputs(&scene, &runs, &plan, family, seed));
             assert!(outs.iter().all(|out| *out == outs[0]), "{family:?} {head_dim}");
             scene.assert_right(&runs, &outs[0], &format!("{family:?} {head_dim}"));
         }
     }
 }
 
-/// The bits of rows that nobody splits or shares; both widths of sm_90 must have the same.
-fn flat(scene: &Scene, runs: &[Run], family: Family) -> Vec<u16> {
-    let plan = scene.flat_plan(runs, scene.model.kernel(family).unwrap().rows_max);
-    scene.attend(runs, &plan, family, 0)
+/// What rows sum up to when nobody splits or shares; both widths of sm_90 must have the same.
+fn flat(scene: &Scene, runs: &[Run], family: Family) -> Vec<u32> {
+    sums(scene, runs, &flat_plan(scene, runs, family), family, 0)
+}
+
+fn flat_plan(scene: &Scene, runs: &[Run], family: Family) -> AttendPlan {
+    scene.flat_plan(runs, scene.model.kernel(family).unwrap().rows_max)
+}
+
+/// Both widths of sm_90 against one of them, mma.sync against itself.
+fn flat_by_family(scene: &Scene, runs: &[Run]) -> [(Family, Vec<u32>); 3] {
+    let [mma, narrow, wide] = FAMILIES;
+    let sm90 = flat(scene, runs, narrow);
+    [(mma, flat(scene, runs, mma)), (narrow, sm90.clone()), (wide, sm90)]
 }
 
 #[test]
@@ -115,14 +128,14 @@ fn any_split_of_a_decode_gives_the_same_bits() {
         let rows = 1 + rng.below(if model.group > 4 { 2 } else { 4 }) as usize;
         let scene = Scene::new(model, rng.next_u64(), &[n]);
         let runs = [Run { sequence: 0, start: n - rows, rows }];
-        let narrow = flat(&scene, &runs, FAMILIES[1]);
-        for family in FAMILIES {
-            let expected = if family == Family::Mma { flat(&scene, &runs, family) } else { narrow.clone() };
+        for (family, expected) in flat_by_family(&scene, &runs) {
+            let plan_of = |sms| scene.plan(&runs, &[], model.kernel(family).unwrap().rows_max, sms);
             for sms in [2, 3, 1000] {
-                let plan = scene.plan(&runs, &[], model.kernel(family).unwrap().rows_max, sms);
-                let out = scene.attend(&runs, &plan, family, rng.below(9));
-                assert_eq!(out, expected, "{family:?} {model:?} {n} tokens, {} items", plan.items.len());
+                let out = sums(&scene, &runs, &plan_of(sms), family, rng.below(9));
+                assert!(out == expected, "{family:?} {model:?} {n} tokens, {sms} multiprocessors");
             }
+            let whole = outputs(&scene, &runs, &flat_plan(&scene, &runs, family), family, 1);
+            assert_eq!(outputs(&scene, &runs, &plan_of(1000), family, rng.below(9)), whole, "merged");
         }
     }
 }
@@ -134,23 +147,14 @@ fn any_chunking_of_a_prompt_gives_the_same_bits() {
         let model = Model { group: pick(&mut rng, &[2, 4, 7]), kv_heads: 1, ..model(&mut rng, &[64]) };
         let n = pick(&mut rng, &[257, 300, 400]);
         let scene = Scene::new(model, rng.next_u64(), &[n]);
-        let cols = model.heads() * model.head_dim;
-        let narrow = flat(&scene, &[Run { sequence: 0, start: 0, rows: n }], FAMILIES[1]);
-        scene.assert_right(&[Run { sequence: 0, start: 0, rows: n }], &narrow, "prompt");
-        for family in FAMILIES {
-            let whole = Run { sequence: 0, start: 0, rows: n };
-            let expected =
-                if family == Family::Mma { flat(&scene, &[whole], family) } else { narrow.clone() };
+        let words = model.heads() * (model.head_dim + 2);
+        for (family, expected) in flat_by_family(&scene, &[Run { sequence: 0, start: 0, rows: n }]) {
             let mut at = 0;
             while at < n {
                 let rows = (1 + pick(&mut rng, &[0, 0, 4, 60, 150])).min(n - at);
-                let chunk = Run { sequence: 0, start: at, rows };
-                let out = flat(&scene, &[chunk], family);
-                assert!(
-                    out == expected[at * cols..][..out.len()],
-                    "{family:?} {model:?} rows {at}..{}",
-                    at + rows
-                );
+                let out = flat(&scene, &[Run { sequence: 0, start: at, rows }], family);
+                let same = out == expected[at * words..][..out.len()];
+                assert!(same, "{family:?} {model:?} rows {at}..{}", at + rows);
                 at += rows;
             }
         }
@@ -219,15 +223,14 @@ fn any_tree_of_prefix_groups_gives_the_bits_of_flat_attention() {
         let group = pick(&mut rng, &[1, 3, 8, 16]);
         let model = Model { group, kv_heads: 1, head_dim: 64, ..model(&mut rng, &[64]) };
         let Tree { scene, runs, shared } = Tree::random(&mut rng, model);
-        let narrow = flat(&scene, &runs, FAMILIES[1]);
-        scene.assert_right(&runs, &narrow, "tree");
-        for family in FAMILIES {
-            let expected = if family == Family::Mma { flat(&scene, &runs, family) } else { narrow.clone() };
+        for (family, expected) in flat_by_family(&scene, &runs) {
             for sms in [1, 1000] {
                 let plan = scene.plan(&runs, &shared, model.kernel(family).unwrap().rows_max, sms);
                 assert!(plan.states > 0 || model.window.is_some(), "groups leave states");
-                let out = scene.attend(&runs, &plan, family, rng.below(9));
-                assert!(out == expected, "{family:?} {model:?} {runs:?} {shared:?}");
+                let same = sums(&scene, &runs, &plan, family, rng.below(9)) == expected;
+                assert!(same, "{family:?} {model:?} {runs:?} {shared:?}");
+                let out = outputs(&scene, &runs, &plan, family, rng.below(9));
+                scene.assert_right(&runs, &out, "tree");
             }
         }
     }
@@ -263,6 +266,39 @@ impl States {
             }
         }
         states
+    }
+
+    /// The last state of each row takes back what the others sum up to, so that the output is what rounding left.
+    fn cancelling(mut self) -> States {
+        let (heads, dim) = (self.heads, self.dim);
+        for row in &self.rows {
+            for head in 0..heads {
+                let at = |slot: &u32| *slot as usize * heads + head;
+                let (last, others) = row.split_last().expect("a state");
+                let mut sum = Folded::new(dim);
+                others.iter().for_each(|s| sum.fold(self.sums[at(s)], &self.values[at(s) * dim..][..dim]));
+                let back = (sum.m - self.sums[at(last)][0]).exp2();
+                let values = &mut self.values[at(last) * dim..][..dim];
+                values.iter_mut().zip(&sum.o).for_each(|(v, o)| *v = *v * 1e-6 - o * back);
+            }
+        }
+        self
+    }
+
+    /// The left fold of each row, as the law has it.
+    fn folded(&self) -> Vec<u16> {
+        let mut out = Vec::new();
+        for row in &self.rows {
+            for head in 0..self.heads {
+                let mut sum = Folded::new(self.dim);
+                for at in row.iter().map(|&slot| slot as usize * self.heads + head) {
+                    sum.fold(self.sums[at], &self.values[at * self.dim..][..self.dim]);
+                }
+                let inverse = 1.0 / sum.l;
+                out.extend(sum.o.iter().map(|o| bf16(o * inverse + 0.0)));
+            }
+        }
+        out
     }
 
     /// Adds to each row an empty state at a random place.
@@ -333,7 +369,7 @@ impl States {
 }
 
 #[test]
-fn merging_is_right_for_any_number_of_states_and_empty_ones_change_nothing() {
+fn merging_is_the_left_fold_of_any_number_of_states_and_empty_ones_change_nothing() {
     for case in 0..cases(200) {
         let mut rng = SplitMix::new(0x3e7 + case as u64);
         let counts: Vec<usize> =
@@ -343,6 +379,9 @@ fn merging_is_right_for_any_number_of_states_and_empty_ones_change_nothing() {
         let out = states.merged(SEEDS[0]);
         assert_close(&bf16_values(&out), &states.reference(), 5e-3, &format!("{counts:?} dim {dim}"));
         assert!(SEEDS[1..].iter().all(|&seed| states.merged(seed) == out), "a schedule changed a bit");
-        assert_eq!(states.diluted(&mut rng).merged(SEEDS[0]), out, "an empty state changed a bit");
+        let states = states.cancelling();
+        let out = states.merged(SEEDS[0]);
+        assert!(out == states.folded(), "not the left fold, {counts:?} dim {dim}");
+        assert!(states.diluted(&mut rng).merged(SEEDS[0]) == out, "an empty state changed a bit");
     }
 }

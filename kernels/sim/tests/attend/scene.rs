@@ -1,4 +1,4 @@
-//! Sequences in a paged pool, steps over them, and attention of a step: by a kernel, and in f64.
+//! Sequences in a paged pool, steps over them, and attention of a step in f64.
 //!
 //! What is dead is NaN: tokens not yet written, pages that nobody has, the other layer, columns of a fused row that
 //! are not q. Values follow from (page, slot) and (sequence, position), so that two steps that mean the same read
@@ -8,18 +8,14 @@ use base::SplitMix;
 use half::bf16;
 use kernels::SeqSpan;
 use kernels::cuda::attend_plan::{AttendGeometry, AttendGroup, AttendLimits, AttendPlan};
-use kernels::cuda::driver::{DevicePtr, TensorMap};
-use kernels::cuda::params::attend::{
-    AttendArgs, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth,
-};
-use kernels::cuda::params::merge::MergeParams;
+use kernels::cuda::params::attend::{AttendKernel, AttendWidth};
 
-use crate::support::{Guarded, assert_close, bf16_values, run};
+use crate::support::{assert_close, bf16_values};
 
-const NAN: u16 = 0x7fff;
-const LAYERS: usize = 2;
+pub const NAN: u16 = 0x7fff;
+pub const LAYERS: usize = 2;
 /// The layer that has values.
-const LAYER: usize = 1;
+pub const LAYER: usize = 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
@@ -43,7 +39,7 @@ impl Model {
     pub fn heads(&self) -> usize {
         self.group * self.kv_heads
     }
-    fn scale(&self) -> f64 {
+    pub fn scale(&self) -> f64 {
         (self.head_dim as f64).powf(-0.5)
     }
     pub fn kernel(&self, family: Family) -> Option<AttendKernel> {
@@ -147,33 +143,30 @@ impl Scene {
     }
 
     /// q of a row, all heads.
-    fn query(&self, sequence: usize, position: usize) -> Vec<u16> {
+    pub fn query(&self, sequence: usize, position: usize) -> Vec<u16> {
         let cols = self.model.heads() * self.model.head_dim;
         noise(self.seed ^ ((sequence as u64 + 1) << 40 | position as u64), cols, 1.0)
     }
 
-    /// The live positions of each sequence in a step: up to its last row, from the first that any row sees.
-    fn live(&self, runs: &[Run]) -> Vec<std::ops::Range<usize>> {
-        let mut live = vec![usize::MAX..0; self.tables.len()];
-        for run in runs {
-            let live = &mut live[run.sequence];
-            live.start = live.start.min(self.model.first_visible(run.start));
-            live.end = live.end.max(run.start + run.rows);
-        }
-        live
+    /// The live positions of a sequence in a step: up to its last row, from the first that any row sees.
+    fn live(&self, sequence: usize, runs: &[Run]) -> std::ops::Range<usize> {
+        let of = || runs.iter().filter(|run| run.sequence == sequence);
+        let start = of().map(|run| self.model.first_visible(run.start)).min().unwrap_or(0);
+        start..of().map(|run| run.start + run.rows).max().unwrap_or(0)
     }
 
     /// Elements from (page) to the next, and of one block (layer, K/V, head).
-    fn strides(&self) -> (usize, usize) {
+    pub fn strides(&self) -> (usize, usize) {
         let block = self.model.page * self.model.head_dim;
         (LAYERS * 2 * self.model.kv_heads * block, block)
     }
 
-    fn pool(&self, runs: &[Run]) -> Vec<u16> {
+    pub fn pool(&self, runs: &[Run]) -> Vec<u16> {
         let (page_stride, block) = self.strides();
         let (m, dim) = (&self.model, self.model.head_dim);
         let mut pool = vec![NAN; self.pages * page_stride];
-        for (table, live) in self.tables.iter().zip(self.live(runs)) {
+        for (sequence, table) in self.tables.iter().enumerate() {
+            let live = self.live(sequence, runs);
             for (i, &page) in table.iter().enumerate() {
                 let slots = live.start.max(i * m.page)..live.end.min((i + 1) * m.page);
                 if slots.is_empty() {
@@ -190,28 +183,7 @@ impl Scene {
         pool
     }
 
-    /// The outputs of all rows by a kernel, bf16 bits; also looks at what must not have been written.
-    pub fn attend(&self, runs: &[Run], plan: &AttendPlan, family: Family, seed: u64) -> Vec<u16> {
-        let m = &self.model;
-        let (cols, qkv) = (m.heads() * m.head_dim, (m.heads() + 2 * m.kv_heads) * m.head_dim);
-        let rows: Vec<(usize, usize)> = rows_of(runs);
-        let mut q = vec![NAN; rows.len() * qkv];
-        for (row, &(sequence, position)) in rows.iter().enumerate() {
-            q[row * qkv..row * qkv + cols].copy_from_slice(&self.query(sequence, position));
-        }
-        let stride = cols + 8;
-        let mut out = Guarded::<u16>::new(rows.len() * stride);
-        let mut device = Device::new(self, runs, plan, &q);
-        device.launch(self, plan, family, &mut out, [qkv, stride], seed);
-        device.check();
-        let out = out.take("out");
-        for row in out.chunks(stride) {
-            assert!(row[cols..].iter().all(|&bits| bits == 0xffff), "wrote between rows");
-        }
-        out.chunks(stride).flat_map(|row| &row[..cols]).copied().collect()
-    }
-
-    /// The same in f64.
+    /// The outputs of all rows, in f64.
     pub fn reference(&self, runs: &[Run]) -> Vec<f64> {
         let pool = self.pool(runs);
         let mut out = Vec::new();
@@ -261,140 +233,7 @@ impl Scene {
     }
 }
 
-/// What lies in device memory for a step.
-struct Device {
-    pool: Guarded<u16>,
-    q: Guarded<u16>,
-    words: Vec<Guarded<u32>>,
-    part_o: Guarded<f32>,
-    part_ml: Guarded<f32>,
-}
-
-impl Device {
-    fn new(scene: &Scene, runs: &[Run], plan: &AttendPlan, q: &[u16]) -> Device {
-        let (_, table) = scene.spans(runs);
-        let positions: Vec<u32> = rows_of(runs).iter().map(|&(_, position)| position as u32).collect();
-        let live = [positions.len() as u32, plan.items.len() as u32, 0, plan.merges.len() as u32];
-        let words: [&[u32]; 7] = [
-            bytemuck::cast_slice(&plan.items),
-            &plan.row_list,
-            &positions,
-            &table,
-            bytemuck::cast_slice(&plan.merges),
-            &plan.slots,
-            &live,
-        ];
-        let heads = scene.model.heads();
-        Device {
-            pool: Guarded::from(&scene.pool(runs)),
-            q: Guarded::from(q),
-            words: words.iter().map(|words| Guarded::from(words)).collect(),
-            part_o: Guarded::new(plan.states as usize * heads * scene.model.head_dim),
-            part_ml: Guarded::new(plan.states as usize * heads * 2),
-        }
-    }
-
-    fn launch(
-        &mut self,
-        scene: &Scene,
-        plan: &AttendPlan,
-        family: Family,
-        out: &mut Guarded<u16>,
-        [q_stride, out_stride]: [usize; 2],
-        seed: u64,
-    ) {
-        let m = &scene.model;
-        let words: Vec<u64> = self.words.iter_mut().map(Guarded::address).collect();
-        let args = AttendArgs {
-            q: DevicePtr(self.q.address()),
-            out: DevicePtr(out.address()),
-            part_o: DevicePtr(self.part_o.address()),
-            part_ml: DevicePtr(self.part_ml.address()),
-            items: DevicePtr(words[0]),
-            row_list: DevicePtr(words[1]),
-            positions: DevicePtr(words[2]),
-            page_table: DevicePtr(words[3]),
-            items_live: DevicePtr(words[6] + 4),
-            q_stride: q_stride as u32,
-            out_stride: out_stride as u32,
-            heads: m.heads() as u32,
-            group: m.group as u32,
-            head_dim: m.head_dim as u32,
-            window: m.window.unwrap_or(0),
-            page_shift: m.page.trailing_zeros(),
-            scale_log2: (m.scale() * std::f64::consts::LOG2_E) as f32,
-        };
-        self.launch_attend(scene, plan, family, args, seed);
-        let merge = MergeParams {
-            part_o: args.part_o,
-            part_ml: args.part_ml,
-            rows: DevicePtr(words[4]),
-            slots: DevicePtr(words[5]),
-            out: args.out,
-            rows_live: DevicePtr(words[6] + 12),
-            heads: args.heads,
-            head_dim: args.head_dim,
-            out_stride: args.out_stride,
-            pad: 0,
-        };
-        let launch = merge.launch(plan.merges.len() as u32 + 1);
-        run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &merge, seed);
-    }
-
-    fn launch_attend(
-        &mut self,
-        scene: &Scene,
-        plan: &AttendPlan,
-        family: Family,
-        args: AttendArgs,
-        seed: u64,
-    ) {
-        let m = &scene.model;
-        let (page_stride, block) = scene.strides();
-        let kernel = m.kernel(family).expect("a kernel for this head dimension");
-        let (items_max, kv_heads) = (plan.items.len() as u32 + 1, m.kv_heads as u32);
-        let pool = self.pool.address();
-        if family == Family::Mma {
-            let params = AttendMmaParams {
-                args,
-                kv: DevicePtr(pool + (LAYER * 2 * m.kv_heads * block * 2) as u64),
-                page_stride: page_stride as u64,
-                value_offset: (m.kv_heads * block) as u64,
-                head_stride: block as u64,
-            };
-            let launch = kernel.launch(items_max, kv_heads, &params);
-            run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &params, seed);
-            return;
-        }
-        let spec = cusim::TensorMapSpec {
-            base: pool,
-            element_bytes: 2,
-            dims: [m.head_dim, m.page, LAYERS * 2 * m.kv_heads, scene.pages].map(|n| n as u64).to_vec(),
-            strides: [m.head_dim, block, page_stride].map(|n| n as u64 * 2).to_vec(),
-            tile: vec![64, m.page as u32, 1, 1],
-            swizzle: cusim::Swizzle::Bytes128,
-        };
-        let params = AttendSm90Params {
-            map: TensorMap(spec.encode().expect("a map that the driver takes")),
-            args,
-            block_base: (LAYER * 2 * m.kv_heads) as u32,
-            kv_heads,
-            pages: scene.pages as u32,
-            pad: [0; 3],
-        };
-        let launch = kernel.launch(items_max, kv_heads, &params);
-        run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &params, seed);
-    }
-
-    fn check(self) {
-        self.pool.assert_guards("pool");
-        self.part_o.assert_guards("part_o");
-        let sums = self.part_ml.take("part_ml");
-        assert!(sums.iter().all(|v| !v.is_nan()), "a state was not written");
-    }
-}
-
-fn rows_of(runs: &[Run]) -> Vec<(usize, usize)> {
+pub fn rows_of(runs: &[Run]) -> Vec<(usize, usize)> {
     runs.iter().flat_map(|run| (0..run.rows).map(|i| (run.sequence, run.start + i))).collect()
 }
 

@@ -120,7 +120,7 @@ impl AttendKernel {
             return None;
         }
         let (name, block, padded, slots) = match head_dim {
-            ..=64 => ("quire_attend_mma_d64", 128, 64, 4),
+            1..=64 => ("quire_attend_mma_d64", 128, 64, 4),
             65..=128 => ("quire_attend_mma_d128", 128, 128, 4),
             129..=256 => ("quire_attend_mma_d256", 256, 256, 2),
             _ => return None,
