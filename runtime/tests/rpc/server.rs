@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use base::{Priority, SystemClock, TokenId};
 use kernels::SamplingParams;
 use kvcache::{EvictionKind, WritePolicy};
-use proto::v1::{CacheStatsRequest, Tier};
+use proto::v1::CacheStatsRequest;
 use quire_runtime::api::{App, Drained, ServerConfig, TenantKeys};
 use quire_runtime::engine::{Engine, Running};
 use quire_runtime::events::{EventHub, EventsConfig, Snapshots};
@@ -218,8 +218,4 @@ pub async fn caught_up(server: &Server, channel: &Channel) -> Follower {
             return follower;
         }
     }
-}
-
-pub fn tier(of: Tier) -> i32 {
-    of.into()
 }
