@@ -208,7 +208,7 @@ mod tests {
         for rows in [1, 16, 64, 256, 2048] {
             for (name, n, k) in LLAMA {
                 let p = plan(family, rows, n, k, 132);
-                out += &format!("{rows:5} {name:8} {} {:?} x {}\n", p.kernel, p.grid, p.block);
+                out += &format!("{rows:<5} {name:8} {} {:?} x {}\n", p.kernel, p.grid, p.block);
             }
         }
         out
@@ -217,31 +217,31 @@ mod tests {
     #[test]
     fn llama_8b_on_132_multiprocessors_by_mma() {
         expect![[r#"
-                1 qkv      quire_linear_row16_n32 [192, 1, 1] x 128
-                1 o        quire_linear_row16_n32 [128, 1, 1] x 128
-                1 gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
-                1 down     quire_linear_row16_n32 [128, 1, 1] x 128
-                1 head     quire_linear_row16_n128 [1002, 1, 1] x 256
-               16 qkv      quire_linear_row16_n64 [96, 1, 1] x 128
-               16 o        quire_linear_row16_n32 [128, 1, 1] x 128
-               16 gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
-               16 down     quire_linear_row16_n32 [128, 1, 1] x 128
-               16 head     quire_linear_row16_n128 [1002, 1, 1] x 256
-               64 qkv      quire_linear_row64_n64 [96, 1, 1] x 128
-               64 o        quire_linear_row32_n64 [64, 2, 1] x 128
-               64 gate_up  quire_linear_row64_n128 [224, 1, 1] x 256
-               64 down     quire_linear_row32_n64 [64, 2, 1] x 128
-               64 head     quire_linear_row64_n128 [1002, 1, 1] x 256
-              256 qkv      quire_linear_tile128 [96, 1, 1] x 128
-              256 o        quire_linear_row64_n128 [32, 4, 1] x 256
-              256 gate_up  quire_linear_tile128 [448, 1, 1] x 128
-              256 down     quire_linear_row64_n128 [32, 4, 1] x 256
-              256 head     quire_linear_tile128 [2004, 1, 1] x 128
-             2048 qkv      quire_linear_tile128 [768, 1, 1] x 128
-             2048 o        quire_linear_tile128 [512, 1, 1] x 128
-             2048 gate_up  quire_linear_tile128 [3584, 1, 1] x 128
-             2048 down     quire_linear_tile128 [512, 1, 1] x 128
-             2048 head     quire_linear_tile128 [16032, 1, 1] x 128
+            1     qkv      quire_linear_row16_n32 [192, 1, 1] x 128
+            1     o        quire_linear_row16_n32 [128, 1, 1] x 128
+            1     gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
+            1     down     quire_linear_row16_n32 [128, 1, 1] x 128
+            1     head     quire_linear_row16_n128 [1002, 1, 1] x 256
+            16    qkv      quire_linear_row16_n64 [96, 1, 1] x 128
+            16    o        quire_linear_row16_n32 [128, 1, 1] x 128
+            16    gate_up  quire_linear_row16_n128 [224, 1, 1] x 256
+            16    down     quire_linear_row16_n32 [128, 1, 1] x 128
+            16    head     quire_linear_row16_n128 [1002, 1, 1] x 256
+            64    qkv      quire_linear_row64_n64 [96, 1, 1] x 128
+            64    o        quire_linear_row32_n64 [64, 2, 1] x 128
+            64    gate_up  quire_linear_row64_n128 [224, 1, 1] x 256
+            64    down     quire_linear_row32_n64 [64, 2, 1] x 128
+            64    head     quire_linear_row64_n128 [1002, 1, 1] x 256
+            256   qkv      quire_linear_tile128 [96, 1, 1] x 128
+            256   o        quire_linear_row64_n128 [32, 4, 1] x 256
+            256   gate_up  quire_linear_tile128 [448, 1, 1] x 128
+            256   down     quire_linear_row64_n128 [32, 4, 1] x 256
+            256   head     quire_linear_tile128 [2004, 1, 1] x 128
+            2048  qkv      quire_linear_tile128 [768, 1, 1] x 128
+            2048  o        quire_linear_tile128 [512, 1, 1] x 128
+            2048  gate_up  quire_linear_tile128 [3584, 1, 1] x 128
+            2048  down     quire_linear_tile128 [512, 1, 1] x 128
+            2048  head     quire_linear_tile128 [16032, 1, 1] x 128
         "#]]
         .assert_eq(&table(LinearFamily::Mma));
     }
@@ -249,31 +249,31 @@ mod tests {
     #[test]
     fn llama_8b_on_132_multiprocessors_by_wgmma() {
         expect![[r#"
-                1 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-                1 o        quire_linear_sm90_row32 [128, 1, 1] x 256
-                1 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
-                1 down     quire_linear_sm90_row32 [128, 1, 1] x 256
-                1 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
-               16 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-               16 o        quire_linear_sm90_row32 [128, 1, 1] x 256
-               16 gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
-               16 down     quire_linear_sm90_row32 [128, 1, 1] x 256
-               16 head     quire_linear_sm90_row128 [1002, 1, 1] x 256
-               64 qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
-               64 o        quire_linear_sm90_row32 [128, 1, 1] x 256
-               64 gate_up  quire_linear_sm90_tile256 [112, 1, 1] x 384
-               64 down     quire_linear_sm90_row32 [128, 1, 1] x 256
-               64 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
-              256 qkv      quire_linear_sm90_tile128 [96, 1, 1] x 384
-              256 o        quire_linear_sm90_row128 [128, 1, 1] x 256
-              256 gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
-              256 down     quire_linear_sm90_row128 [128, 1, 1] x 256
-              256 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
-             2048 qkv      quire_linear_sm90_tile256 [132, 1, 1] x 384
-             2048 o        quire_linear_sm90_tile256 [132, 1, 1] x 384
-             2048 gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
-             2048 down     quire_linear_sm90_tile256 [132, 1, 1] x 384
-             2048 head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+            1     qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+            1     o        quire_linear_sm90_row32 [128, 1, 1] x 256
+            1     gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
+            1     down     quire_linear_sm90_row32 [128, 1, 1] x 256
+            1     head     quire_linear_sm90_row128 [1002, 1, 1] x 256
+            16    qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+            16    o        quire_linear_sm90_row32 [128, 1, 1] x 256
+            16    gate_up  quire_linear_sm90_row128 [224, 1, 1] x 256
+            16    down     quire_linear_sm90_row32 [128, 1, 1] x 256
+            16    head     quire_linear_sm90_row128 [1002, 1, 1] x 256
+            64    qkv      quire_linear_sm90_row64 [96, 1, 1] x 256
+            64    o        quire_linear_sm90_row32 [128, 1, 1] x 256
+            64    gate_up  quire_linear_sm90_tile256 [112, 1, 1] x 384
+            64    down     quire_linear_sm90_row32 [128, 1, 1] x 256
+            64    head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+            256   qkv      quire_linear_sm90_tile128 [96, 1, 1] x 384
+            256   o        quire_linear_sm90_row128 [128, 1, 1] x 256
+            256   gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
+            256   down     quire_linear_sm90_row128 [128, 1, 1] x 256
+            256   head     quire_linear_sm90_tile256 [132, 1, 1] x 384
+            2048  qkv      quire_linear_sm90_tile256 [132, 1, 1] x 384
+            2048  o        quire_linear_sm90_tile256 [132, 1, 1] x 384
+            2048  gate_up  quire_linear_sm90_tile256 [132, 1, 1] x 384
+            2048  down     quire_linear_sm90_tile256 [132, 1, 1] x 384
+            2048  head     quire_linear_sm90_tile256 [132, 1, 1] x 384
         "#]]
         .assert_eq(&table(LinearFamily::Wgmma));
     }
@@ -281,31 +281,31 @@ mod tests {
     #[test]
     fn llama_8b_on_132_multiprocessors_by_fp8() {
         expect![[r#"
-                1 qkv      quire_linear_fp8_row16_n32 [192, 1, 1] x 64
-                1 o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
-                1 gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
-                1 down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
-                1 head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
-               16 qkv      quire_linear_fp8_row16_n64 [96, 1, 1] x 128
-               16 o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
-               16 gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
-               16 down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
-               16 head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
-               64 qkv      quire_linear_fp8_row64_n64 [96, 1, 1] x 128
-               64 o        quire_linear_fp8_row64_n64 [64, 1, 1] x 128
-               64 gate_up  quire_linear_fp8_row64_n128 [224, 1, 1] x 128
-               64 down     quire_linear_fp8_row64_n64 [64, 1, 1] x 128
-               64 head     quire_linear_fp8_row64_n128 [1002, 1, 1] x 128
-              256 qkv      quire_linear_fp8_tile128 [96, 1, 1] x 128
-              256 o        quire_linear_fp8_row64_n128 [128, 1, 1] x 128
-              256 gate_up  quire_linear_fp8_tile128 [448, 1, 1] x 128
-              256 down     quire_linear_fp8_row64_n128 [128, 1, 1] x 128
-              256 head     quire_linear_fp8_tile128 [2004, 1, 1] x 128
-             2048 qkv      quire_linear_fp8_tile128 [768, 1, 1] x 128
-             2048 o        quire_linear_fp8_tile128 [512, 1, 1] x 128
-             2048 gate_up  quire_linear_fp8_tile128 [3584, 1, 1] x 128
-             2048 down     quire_linear_fp8_tile128 [512, 1, 1] x 128
-             2048 head     quire_linear_fp8_tile128 [16032, 1, 1] x 128
+            1     qkv      quire_linear_fp8_row16_n32 [192, 1, 1] x 64
+            1     o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+            1     gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
+            1     down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+            1     head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
+            16    qkv      quire_linear_fp8_row16_n64 [96, 1, 1] x 128
+            16    o        quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+            16    gate_up  quire_linear_fp8_row16_n128 [224, 1, 1] x 128
+            16    down     quire_linear_fp8_row16_n32 [128, 1, 1] x 64
+            16    head     quire_linear_fp8_row16_n128 [1002, 1, 1] x 128
+            64    qkv      quire_linear_fp8_row64_n64 [96, 1, 1] x 128
+            64    o        quire_linear_fp8_row64_n64 [64, 1, 1] x 128
+            64    gate_up  quire_linear_fp8_row64_n128 [224, 1, 1] x 128
+            64    down     quire_linear_fp8_row64_n64 [64, 1, 1] x 128
+            64    head     quire_linear_fp8_row64_n128 [1002, 1, 1] x 128
+            256   qkv      quire_linear_fp8_tile128 [96, 1, 1] x 128
+            256   o        quire_linear_fp8_row64_n128 [128, 1, 1] x 128
+            256   gate_up  quire_linear_fp8_tile128 [448, 1, 1] x 128
+            256   down     quire_linear_fp8_row64_n128 [128, 1, 1] x 128
+            256   head     quire_linear_fp8_tile128 [2004, 1, 1] x 128
+            2048  qkv      quire_linear_fp8_tile128 [768, 1, 1] x 128
+            2048  o        quire_linear_fp8_tile128 [512, 1, 1] x 128
+            2048  gate_up  quire_linear_fp8_tile128 [3584, 1, 1] x 128
+            2048  down     quire_linear_fp8_tile128 [512, 1, 1] x 128
+            2048  head     quire_linear_fp8_tile128 [16032, 1, 1] x 128
         "#]]
         .assert_eq(&table(LinearFamily::Fp8));
     }
