@@ -158,7 +158,7 @@ fn a_grpc_port_that_is_taken_is_one_clear_error() {
         &output,
         &[(&port, "PORT")],
         expect![[r#"
-            code 5
+            code 4
             error: cannot listen on 127.0.0.1:PORT: address already in use
             hint: another process has this port; choose one with --grpc-port, or --grpc-port 0 for a free one
         "#]],

@@ -306,7 +306,7 @@ mod tests {
     fn held(snapshot: &Snapshot) -> Set {
         let runs = (0..snapshot.len()).step_by(3).flat_map(|at| snapshot.page(at, 3, 1));
         let mut set = Set::new();
-        let mut seen = BTreeSet::new();
+        let mut seen: BTreeSet<u64> = BTreeSet::new();
         for run in runs {
             assert!(run.parent.is_none_or(|parent| seen.contains(&parent)), "a child before its parent");
             seen.extend(&run.hashes);
