@@ -119,7 +119,7 @@ fn expand(text: &str, seen: &mut Vec<&'static str>, out: &mut String) {
 }
 
 fn included(line: &str) -> Option<&str> {
-    line.trim().strip_prefix("#include")?.trim().strip_prefix('"')?.strip_suffix('"')
+    line.trim().strip_prefix("#include")?.trim().strip_prefix('"')?.split('"').next()
 }
 
 #[cfg(test)]
