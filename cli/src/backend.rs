@@ -35,7 +35,7 @@ pub fn open(engine: Engine, threads: Option<usize>, gpu: &GpuOptions) -> Result<
         Engine::Cuda => cuda(gpu).map_err(|e| refused(&e)),
         Engine::Auto => match cuda(gpu) {
             Err(GpuError::NoDriver) => cpu(threads),
-            Err(GpuError::NoDevice { count: 0, .. }) => cpu(threads),
+            Err(GpuError::NoDevice { count: 0, .. } | GpuError::TooOld { .. }) => cpu(threads),
             opened => opened.map_err(|e| refused(&e)),
         },
     }
@@ -96,6 +96,7 @@ fn refused(error: &GpuError) -> Failure {
         GpuError::NoDriver => {
             failure.hint("install the NVIDIA driver, or use --executor cpu; `quire doctor` looks closer")
         }
+        GpuError::NoDevice { count: 0, .. } | GpuError::TooOld { .. } => failure.hint("use --executor cpu"),
         GpuError::NoDevice { .. } => failure.hint("--device counts from 0"),
         GpuError::NoKernels { .. } => failure.hint(
             "install NVRTC (libnvrtc.so.13), name a folder of kernels with --cuda-kernels, or use --executor cpu",

@@ -126,6 +126,10 @@ pub trait Backend: Send {
     fn other_bytes(&self) -> Option<u64> {
         None
     }
+    /// Whether weights and pages can be held in f32.
+    fn holds_f32(&self) -> bool {
+        true
+    }
     /// Rows of logits that are computed at once: reading the head's weights again costs more than the memory
     /// where there is much of it.
     fn logit_rows(&self) -> usize {
@@ -142,8 +146,11 @@ pub trait Backend: Send {
     fn replay(&mut self, _wanted: usize) -> Replay {
         Replay::Run
     }
-    /// All ops of a step that answered [`Replay::Record`] have been issued; now they run.
-    fn recorded(&mut self) {}
+    /// All ops of a step that answered [`Replay::Record`] have been issued; now they run. False: they could
+    /// not be recorded and have to be issued again.
+    fn recorded(&mut self) -> bool {
+        true
+    }
     /// `out[r] = table[token_r]`.
     fn embed(&mut self, table: LinearId, out: BufferId);
     /// `out = rmsnorm(x) * weight`.

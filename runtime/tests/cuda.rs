@@ -60,6 +60,29 @@ fn a_replayed_step_gives_the_bits_of_one_that_was_launched() {
     }
 }
 
+/// Two shapes of layers whose states have to be merged at different positions: a window of the upper layer
+/// reaches over a tile's end for some steps only.
+#[test]
+fn a_recording_merges_what_its_own_step_had_no_need_to() {
+    for arch in [80, 90] {
+        let run = |graphs: bool| {
+            let options = CudaOptions { graphs, ..CudaOptions::default() };
+            let (mut bench, replays) = bench("qwen2-upper-window", arch, options);
+            let prompt: Vec<u32> = (0..300).map(|t| t * 17 % 103).collect();
+            let mut seqs = [Seq::default(), Seq::default()];
+            // The first needs a merge in its full layers from the start, the second crosses into a second tile,
+            // with its window as well, once the step is recorded.
+            for (seq, len) in seqs.iter_mut().zip([300, 250]) {
+                bench.step(&mut [Chunk { seq, tokens: &prompt[..len], wanted: vec![] }]);
+            }
+            (decode(&mut bench, &mut seqs, 14), replays.load(Ordering::Relaxed))
+        };
+        let ((eager, _), (replayed, count)) = (run(false), run(true));
+        assert_eq!(count, 13);
+        assert!(eager == replayed, "sm_{arch}");
+    }
+}
+
 #[test]
 fn a_shared_prefix_read_once_gives_the_bits_of_one_read_by_each() {
     let rule = SharingRule { tokens_min: 256, rows_min: 2 };

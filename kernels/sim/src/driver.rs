@@ -170,6 +170,10 @@ impl Driver for SimDriver {
         Some(GraphId(graphs.len() as u32 - 1))
     }
 
+    fn abandon(&self) {
+        self.recording.borrow_mut().take();
+    }
+
     fn replay(&self, graph: GraphId) {
         self.replays.fetch_add(1, Ordering::Relaxed);
         self.graphs.borrow()[graph.0 as usize].iter().for_each(|noted| self.run(noted));

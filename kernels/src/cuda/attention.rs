@@ -211,7 +211,9 @@ impl Attention {
             let params = AttendMmaParams { args, kv, page_stride, value_offset, head_stride };
             driver.launch(&kernel.launch(items, shape.kv_heads as u32, &params));
         }
-        if !plan.merges.is_empty() {
+        // A recording serves every step of its kind, also one in which this shape has states to merge and the
+        // present one has not.
+        if !plan.merges.is_empty() || (extent.recorded && self.merges()) {
             let rows = if extent.recorded { extent.rows } else { plan.merges.len() };
             driver.launch(&self.merge(at, shape, out).launch(rows as u32));
         }

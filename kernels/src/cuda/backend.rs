@@ -29,6 +29,9 @@ use crate::{
     Precision, Replay, RopeId, RopeStore, RopeTable, SampleRow, Sampled, StepLimits, VectorId, WeightForm,
 };
 
+/// Left to what is allocated beside weights and pages: attention's states, drawing, lists, recordings.
+const RESERVE: u64 = 384 << 20;
+
 /// What products may depend on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Determinism {
@@ -124,6 +127,13 @@ impl CudaBackend {
         (rows, live)
     }
 
+    /// A step that failed while it was recorded left the stream recording: nothing would run any more.
+    fn end_recording(&mut self) {
+        if self.recordings.abandon() {
+            self.driver.abandon();
+        }
+    }
+
     fn buffer_of(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0].0
     }
@@ -145,7 +155,8 @@ impl CudaBackend {
                 w: weight.at,
                 bias: bias.map_or(DevicePtr::NULL, |b| b.narrow),
                 out: out.at,
-                rows,
+                // Buffers have room for whole buckets; one algorithm serves each, chosen when it first runs.
+                rows: bucket(rows as usize) as u32,
                 n: weight.n as u32,
                 k: weight.k as u32,
                 out_type: match out.precision {
@@ -261,13 +272,17 @@ impl Backend for CudaBackend {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        Some(self.driver.free_bytes())
+        Some(self.driver.free_bytes().saturating_sub(RESERVE))
     }
 
     fn other_bytes(&self) -> Option<u64> {
         let pages = self.pages.as_ref().map_or(0, |p| p.shape().page_bytes() * p.shape().pages) as u64;
         let taken = self.free_at_start.saturating_sub(self.driver.free_bytes());
         Some(taken.saturating_sub(self.allocated + pages))
+    }
+
+    fn holds_f32(&self) -> bool {
+        false
     }
 
     fn logit_rows(&self) -> usize {
@@ -279,6 +294,7 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&mut self, batch: &Batch<'_>) {
+        self.end_recording();
         let shape = *self.pages().shape();
         batch.check(shape.page_tokens, shape.pages, usize::MAX);
         let step = self.step.as_mut().expect("kv_pool comes before a step");
@@ -317,11 +333,10 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn recorded(&mut self) {
+    fn recorded(&mut self) -> bool {
         let graph = self.driver.recorded();
         self.recordings.keep(graph);
-        let graph = graph.expect("a device that records can replay");
-        self.driver.replay(graph);
+        graph.inspect(|&graph| self.driver.replay(graph)).is_some()
     }
 
     fn embed(&mut self, table: LinearId, out: BufferId) {
@@ -435,12 +450,13 @@ impl Backend for CudaBackend {
     fn attend(&mut self, qkv: BufferId, layer: usize, shape: &AttentionShape, out: BufferId) {
         let (_, live) = self.pass(qkv, out);
         assert_eq!(live, Live::Rows, "attention is of all rows of the step");
-        let mut attention = self.attention.take().expect("kv_pool makes it");
-        let operands = (self.buffer_of(qkv), self.buffer_of(out));
         let recorded = self.recordings.present().is_some();
-        let extent = Extent { rows: self.grid_rows(operands.0.rows) as usize, recorded };
-        attention.run(&*self.driver, self.step(), self.pages(), layer, shape, extent, operands);
-        self.attention = Some(attention);
+        let extent = Extent { rows: self.grid_rows(self.buffer_of(qkv).rows) as usize, recorded };
+        let Self { driver, attention, step, pages, buffers, .. } = self;
+        let made = "kv_pool makes it";
+        let (step, pages) = (step.as_ref().expect(made), pages.as_ref().expect(made));
+        let operands = (&buffers[qkv.0].0, &buffers[out.0].0);
+        attention.as_mut().expect(made).run(&**driver, step, pages, layer, shape, extent, operands);
     }
 
     fn silu_mul(&mut self, gate_up: BufferId, out: BufferId) {
@@ -501,6 +517,7 @@ impl Backend for CudaBackend {
         self.pages().copy(&*self.driver, pairs);
     }
     fn page_zero(&mut self, pages: &[u32]) {
+        self.end_recording(); // a restart begins here
         self.pages().zero(&*self.driver, pages);
     }
     fn page_unclean(&self, pages: &[u32]) -> Vec<u32> {

@@ -130,6 +130,8 @@ pub trait Driver: Send {
     fn record(&self);
     /// Ends the recording; `None` if the device cannot run it.
     fn recorded(&self) -> Option<GraphId>;
+    /// Forgets what was noted since [`Driver::record`].
+    fn abandon(&self);
     fn replay(&self, graph: GraphId);
 
     /// Makes copies from and to this memory direct. It must stay mapped as long as the driver lives.

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use bytemuck::Pod;
 
 use super::driver::{DevicePtr, Driver};
+use super::replay::bucket;
 use crate::{KernelError, Precision};
 
 /// An array of at most `capacity` elements.
@@ -66,7 +67,8 @@ impl Buffer {
         cols: usize,
         precision: Precision,
     ) -> Result<Self, KernelError> {
-        let at = driver.alloc(rows_max * cols * bytes_of(precision), "activations")?;
+        // Kernels and libraries are launched for whole buckets of rows.
+        let at = driver.alloc(bucket(rows_max) * cols * bytes_of(precision), "activations")?;
         Ok(Self { at, rows_max, cols, precision, rows: 0 })
     }
 

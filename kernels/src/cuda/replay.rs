@@ -75,6 +75,15 @@ impl Recordings {
         self.present.map(|(bucket, _)| bucket)
     }
 
+    /// Forgets a recording that failed halfway; true if there was one.
+    pub fn abandon(&mut self) -> bool {
+        let was = self.present.is_some();
+        if was {
+            self.keep(None);
+        }
+        was
+    }
+
     /// Ends the recording.
     pub fn keep(&mut self, graph: Option<GraphId>) {
         let (bucket, merges) = self.present.take().expect("a recording was begun");
@@ -107,6 +116,16 @@ mod tests {
         assert_eq!(recordings.course(9, false), Course::Run, "another bucket");
         assert_eq!(recordings.course(8, true), Course::Run, "other launches");
         assert_eq!(recordings.course(ROWS_MAX + 1, false), Course::Run);
+    }
+
+    #[test]
+    fn an_abandoned_recording_is_not_tried_again() {
+        let mut recordings = Recordings::new();
+        recordings.course(1, false);
+        assert!(!recordings.abandon());
+        recordings.course(1, false);
+        assert!(recordings.abandon() && !recordings.abandon());
+        assert_eq!(recordings.course(1, false), Course::Run);
     }
 
     #[test]

@@ -125,13 +125,10 @@ impl Model {
         backend.begin(batch);
         let replay = backend.replay(wanted.len());
         if replay != Replay::Done {
-            self.layers(backend, batch.tokens.len(), wanted);
-            if self.fits(wanted) {
-                backend.linear(self.buffers.normed, self.head, None, self.buffers.logits);
-            }
+            self.issue(backend, batch.tokens.len(), wanted);
         }
-        if replay == Replay::Record {
-            backend.recorded();
+        if replay == Replay::Record && !backend.recorded() {
+            self.issue(backend, batch.tokens.len(), wanted);
         }
         if self.fits(wanted) {
             take(backend, self.buffers.logits, 0..wanted.len());
@@ -139,6 +136,14 @@ impl Model {
             self.sliced_logits(backend, wanted.len(), take);
         }
         backend.end();
+    }
+
+    /// Everything up to the logits, if they exist at once.
+    fn issue(&self, backend: &mut dyn Backend, rows: usize, wanted: &[u32]) {
+        self.layers(backend, rows, wanted);
+        if self.fits(wanted) {
+            backend.linear(self.buffers.normed, self.head, None, self.buffers.logits);
+        }
     }
 
     /// True if the logits of all wanted rows exist at once.

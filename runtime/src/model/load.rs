@@ -154,7 +154,7 @@ pub fn load_from(
     let (model, exact) = packing.pack(description, positions, options, &mut *backend)?;
     let kind = match options.kv {
         KvChoice::As(kind) => kind,
-        KvChoice::Auto if exact => KvType::F32,
+        KvChoice::Auto if exact && backend.holds_f32() => KvType::F32,
         KvChoice::Auto => KvType::Bf16,
     };
     let kv = kv_shape(&model, kind, options, room(&*backend))?;

@@ -18,10 +18,14 @@ impl Graphs {
         expect("cuStreamBeginCapture", unsafe { cu::cuStreamBeginCapture_v2(stream, mode) });
     }
 
+    /// `None` if something during the recording cannot be recorded, or the device refuses it.
     pub fn end(&mut self, stream: cu::CUstream) -> Option<GraphId> {
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: `graph` is writable and the stream is recording.
-        expect("cuStreamEndCapture", unsafe { cu::cuStreamEndCapture(stream, &mut graph) });
+        let ended = unsafe { cu::cuStreamEndCapture(stream, &mut graph) };
+        if ended != cu::CUresult::CUDA_SUCCESS || graph.is_null() {
+            return None;
+        }
         // SAFETY: the graph was just recorded; an executable keeps no reference to it.
         let made = unsafe { cu::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
         // SAFETY: as above.
@@ -31,6 +35,17 @@ impl Graphs {
         }
         self.executables.push(executable);
         Some(GraphId(self.executables.len() as u32 - 1))
+    }
+
+    /// Ends a recording that failed halfway; outcomes do not matter, the stream must only stop recording.
+    pub fn abandon(stream: cu::CUstream) {
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: `graph` is writable.
+        let ended = unsafe { cu::cuStreamEndCapture(stream, &mut graph) };
+        if ended == cu::CUresult::CUDA_SUCCESS && !graph.is_null() {
+            // SAFETY: the graph was just made and nothing refers to it.
+            let _ = unsafe { cu::cuGraphDestroy(graph) };
+        }
     }
 
     pub fn launch(&self, graph: GraphId, stream: cu::CUstream) {

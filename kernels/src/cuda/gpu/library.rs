@@ -65,14 +65,16 @@ impl CublasLt {
         format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
     }
 
-    /// False if the library has no algorithm for this shape.
+    /// False if the library has no algorithm for this shape; a product that fails is a failed step.
     pub fn run(&mut self, gemm: &Gemm) -> bool {
         let has_bias = gemm.bias.0 != 0;
         let shape = Shape { rows: gemm.rows, n: gemm.n, k: gemm.k, out: gemm.out_type, has_bias };
         let handle = self.handle;
         let product = self.products.entry(shape).or_insert_with(|| Product::prepare(handle, &shape).ok());
         let Some(product) = product else { return false };
-        product.run(self.handle, gemm, self.workspace, self.stream)
+        let outcome = product.run(self.handle, gemm, self.workspace, self.stream);
+        outcome.unwrap_or_else(|error| panic!("cublasLtMatmul failed: {error:?}"));
+        true
     }
 }
 
@@ -94,6 +96,9 @@ impl Product {
             set(desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             let bias_type = T::CUDA_R_16BF;
             set(desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type)?;
+            // Some versions look for a pointer before they name an algorithm; any aligned one will do.
+            let anywhere: u64 = 256;
+            set(desc, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &anywhere)?;
         }
         let w = blas::create_matrix_layout(T::CUDA_R_16BF, k, n, k as i64)?;
         let x = blas::create_matrix_layout(T::CUDA_R_16BF, k, rows, k as i64)?;
@@ -115,19 +120,22 @@ impl Product {
         Ok(Self { desc, w, x, out, algorithm })
     }
 
-    fn run(&self, handle: sys::cublasLtHandle_t, gemm: &Gemm, workspace: u64, stream: cu::CUstream) -> bool {
+    fn run(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        gemm: &Gemm,
+        workspace: u64,
+        stream: cu::CUstream,
+    ) -> Result<(), blas::CublasError> {
         if gemm.bias.0 != 0 {
-            let pointer = gemm.bias.0;
             let which = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            if set(self.desc, which, &pointer).is_err() {
-                return false;
-            }
+            set(self.desc, which, &gemm.bias.0)?;
         }
         let (one, zero) = (1.0f32, 0.0f32);
         let out = gemm.out.0 as *mut _;
         // SAFETY: operands are device allocations of the shapes that the layouts describe; the stream type
         // of both bindings is the same opaque handle.
-        let outcome = unsafe {
+        unsafe {
             blas::matmul(
                 handle,
                 self.desc,
@@ -146,8 +154,7 @@ impl Product {
                 WORKSPACE,
                 stream.cast(),
             )
-        };
-        outcome.is_ok()
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub enum GpuError {
     NoDriver,
     #[error("device {index} was asked for, the driver sees {count}")]
     NoDevice { index: u32, count: u32 },
+    #[error("{device} has architecture {target}; the kernels need sm_80 or later")]
+    TooOld { device: String, target: String },
     #[error("{call} failed: {why}")]
     Call { call: &'static str, why: String },
     #[error(
@@ -57,12 +59,16 @@ impl GpuError {
         match self {
             GpuError::NoDriver => "no_driver",
             GpuError::NoDevice { .. } => "no_device",
+            GpuError::TooOld { .. } => "too_old",
             GpuError::Call { .. } => "call",
             GpuError::NoKernels { .. } => "no_kernels",
             GpuError::Compile { .. } => "compile",
         }
     }
 }
+
+/// bf16 on tensor cores and asynchronous copies begin here.
+const ARCH_MIN: Arch = Arch(80);
 
 /// Which device, and what it may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,9 +112,18 @@ impl Gpu {
             return Err(GpuError::NoDriver);
         }
         // SAFETY: the library is present; the first call of every process.
-        check("cuInit", unsafe { cu::cuInit(0) })?;
+        match unsafe { cu::cuInit(0) } {
+            // A machine image with the driver's library and no card, or a stub of the library.
+            cu::CUresult::CUDA_ERROR_NO_DEVICE | cu::CUresult::CUDA_ERROR_STUB_LIBRARY => {
+                return Err(GpuError::NoDevice { index: options.index, count: 0 });
+            }
+            outcome => check("cuInit", outcome)?,
+        }
         let device = device(options.index)?;
         let info = describe(device)?;
+        if info.arch < ARCH_MIN {
+            return Err(GpuError::TooOld { device: info.name, target: info.arch.target() });
+        }
         let mut context = std::ptr::null_mut();
         // SAFETY: `context` is writable, the device exists.
         check("cuDevicePrimaryCtxRetain", unsafe { cu::cuDevicePrimaryCtxRetain(&mut context, device) })?;
@@ -244,7 +259,7 @@ impl Driver for Gpu {
 
     fn launch(&self, launch: &Launch<'_>) {
         self.current();
-        let function = self.modules.function(launch.kernel, launch.smem);
+        let function = self.modules.function(launch.kernel);
         // The driver reads the parameter during the call; it wants an alignment that a byte slice has not.
         let mut params = Aligned::of(launch.params);
         let mut args: [*mut c_void; 1] = [params.as_mut_ptr()];
@@ -286,6 +301,11 @@ impl Driver for Gpu {
     fn recorded(&self) -> Option<GraphId> {
         self.current();
         self.graphs.borrow_mut().end(self.stream)
+    }
+
+    fn abandon(&self) {
+        self.current();
+        Graphs::abandon(self.stream);
     }
 
     fn replay(&self, graph: GraphId) {

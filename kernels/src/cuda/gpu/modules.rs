@@ -1,13 +1,12 @@
 //! Every kernel of the house, loaded: from a folder of cubins, from the cache, or compiled now.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::path::Path;
 
 use cudarc::driver::sys as cu;
 
-use super::{CubinCache, GpuError, GpuOptions, check, compile, expect};
+use super::{CubinCache, GpuError, GpuOptions, check, compile};
 use crate::cuda::driver::{Arch, DeviceInfo};
 use crate::cuda::source::{UNITS, Unit};
 
@@ -16,29 +15,22 @@ use crate::cuda::source::{UNITS, Unit};
 pub enum Origin {
     /// The folder of cubins that was given.
     Given,
+    /// This binary.
+    Embedded,
     Cache,
     Compiled,
 }
 
-/// Dynamic shared memory that a kernel has without asking.
-const SMEM_FREE: u32 = 48 << 10;
-
-struct Function {
-    handle: cu::CUfunction,
-    smem: u32,
-}
-
-/// Loaded units and the kernels that were used.
+/// Loaded units and their kernels.
 pub(super) struct Modules {
-    modules: Vec<cu::CUmodule>,
     origins: Vec<(&'static str, Origin)>,
-    /// Bounded by the number of kernels.
-    functions: RefCell<HashMap<&'static str, Function>>,
+    /// All of them: a kernel that is missing, or that the device has to load, shows at start and not in a step.
+    functions: HashMap<String, cu::CUfunction>,
 }
 
 impl Modules {
     pub fn load(device: &DeviceInfo, options: &GpuOptions) -> Result<Self, GpuError> {
-        let mut loaded = Self { modules: Vec::new(), origins: Vec::new(), functions: RefCell::default() };
+        let mut loaded = Self { origins: Vec::new(), functions: HashMap::new() };
         let serves = |u: &&Unit| !u.hopper_only || device.arch.is_hopper();
         let wanted = |u: &&Unit| options.with_checks || !u.is_for_checks();
         for unit in UNITS.iter().filter(serves).filter(wanted) {
@@ -47,7 +39,7 @@ impl Modules {
             // SAFETY: the image is a whole cubin and lives through the call.
             let outcome = unsafe { cu::cuModuleLoadData(&mut module, code.as_ptr().cast::<c_void>()) };
             check("cuModuleLoadData", outcome)?;
-            loaded.modules.push(module);
+            loaded.add_kernels(module, device.smem_max)?;
             loaded.origins.push((unit.name, origin));
         }
         Ok(loaded)
@@ -57,33 +49,38 @@ impl Modules {
         &self.origins
     }
 
-    /// The kernel, allowed to use `smem` bytes of dynamic shared memory.
-    pub fn function(&self, kernel: &'static str, smem: u32) -> cu::CUfunction {
-        let mut functions = self.functions.borrow_mut();
-        let function = functions
-            .entry(kernel)
-            .or_insert_with(|| Function { handle: self.find(kernel), smem: SMEM_FREE });
-        if smem > function.smem {
-            let attribute = cu::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            let outcome = unsafe { cu::cuFuncSetAttribute(function.handle, attribute, smem as c_int) };
-            expect(kernel, outcome);
-            function.smem = smem;
-        }
-        function.handle
+    pub fn function(&self, kernel: &str) -> cu::CUfunction {
+        *self.functions.get(kernel).unwrap_or_else(|| panic!("no kernel named {kernel}"))
     }
 
-    fn find(&self, kernel: &'static str) -> cu::CUfunction {
-        let name = CString::new(kernel).expect("names hold no zero byte");
-        for &module in &self.modules {
-            let mut function = std::ptr::null_mut();
-            // SAFETY: the module is loaded, the name zero-terminated.
-            let outcome = unsafe { cu::cuModuleGetFunction(&mut function, module, name.as_ptr()) };
-            if outcome == cu::CUresult::CUDA_SUCCESS {
-                return function;
-            }
+    /// Loads every kernel of a module and allows it all the shared memory that its own arrays leave.
+    fn add_kernels(&mut self, module: cu::CUmodule, smem_max: u32) -> Result<(), GpuError> {
+        use cu::CUfunction_attribute as A;
+        let mut count = 0;
+        // SAFETY: `count` is writable and the module loaded.
+        check("cuModuleGetFunctionCount", unsafe { cu::cuModuleGetFunctionCount(&mut count, module) })?;
+        let mut functions = vec![std::ptr::null_mut(); count as usize];
+        // SAFETY: the list has room for `count` functions.
+        let outcome = unsafe { cu::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) };
+        check("cuModuleEnumerateFunctions", outcome)?;
+        for function in functions {
+            let (mut name, mut own) = (std::ptr::null(), 0);
+            // SAFETY: `name` is writable; the string belongs to the module.
+            check("cuFuncGetName", unsafe { cu::cuFuncGetName(&mut name, function) })?;
+            // SAFETY: the function is one of the module's.
+            check("cuFuncLoad", unsafe { cu::cuFuncLoad(function) })?;
+            let own_bytes = A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: `own` is writable.
+            check("cuFuncGetAttribute", unsafe { cu::cuFuncGetAttribute(&mut own, own_bytes, function) })?;
+            let left = smem_max as c_int - own;
+            let dynamic = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            check("cuFuncSetAttribute", unsafe { cu::cuFuncSetAttribute(function, dynamic, left) })?;
+            // SAFETY: the driver gave a zero-terminated string.
+            let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+            self.functions.insert(name, function);
         }
-        panic!("no kernel named {kernel}");
+        Ok(())
     }
 }
 
@@ -91,6 +88,9 @@ fn code_of(unit: &Unit, device: &DeviceInfo, options: &GpuOptions) -> Result<(Ve
     let target = device.arch.target();
     if let Some(code) = options.cubins.as_deref().and_then(|folder| given(unit, device.arch, folder)) {
         return Ok((code, Origin::Given));
+    }
+    if let Some(code) = embedded(unit, device.arch) {
+        return Ok((code.to_vec(), Origin::Embedded));
     }
     let cache = options.cache.as_deref().map(CubinCache::new);
     if let Some(code) = cache.as_ref().and_then(|cache| cache.get(unit, &target)) {
@@ -108,9 +108,59 @@ fn code_of(unit: &Unit, device: &DeviceInfo, options: &GpuOptions) -> Result<(Ve
     Ok((code, Origin::Compiled))
 }
 
-/// Machine code runs on its own generation, and there on the same or a later member.
+/// Machine code that was built in: see `build.rs`.
+const EMBEDDED: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+fn embedded(unit: &Unit, arch: Arch) -> Option<&'static [u8]> {
+    let find = |t: &String| EMBEDDED.iter().find(|(name, target, _)| *name == unit.name && target == t);
+    targets(arch).iter().find_map(find).map(|(_, _, code)| *code)
+}
+
 fn given(unit: &Unit, arch: Arch, folder: &Path) -> Option<Vec<u8>> {
-    let first = arch.0 / 10 * 10;
-    let targets = std::iter::once(arch.target()).chain([Arch(first).target()]);
-    targets.map(|t| folder.join(format!("{}.{t}.cubin", unit.name))).find_map(|path| std::fs::read(path).ok())
+    let path = |t: &String| folder.join(format!("{}.{t}.cubin", unit.name));
+    targets(arch).iter().find_map(|t| std::fs::read(path(t)).ok())
+}
+
+/// Machine code runs on its own generation, and there on the same or a later member.
+fn targets(arch: Arch) -> [String; 2] {
+    [arch.target(), Arch(arch.0 / 10 * 10).target()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(arch: u32) -> DeviceInfo {
+        let arch = Arch(arch);
+        let (name, driver) = ("a card of the future".into(), "99.0".into());
+        DeviceInfo { name, arch, sms: 1, l2_bytes: 0, memory_bytes: 0, smem_max: 0, driver }
+    }
+
+    #[test]
+    fn an_unknown_architecture_without_nvrtc_is_one_clear_error() {
+        let options = GpuOptions::default();
+        if compile::is_present() {
+            return println!("skipped: NVRTC is installed here");
+        }
+        let refused = code_of(&UNITS[0], &device(990), &options).expect_err("nothing can build this");
+        expect_test::expect![[r#"
+            a card of the future has architecture sm_990, for which this binary carries no kernels, and they cannot be compiled here: NVRTC (libnvrtc.so) was not found"#]]
+        .assert_eq(&refused.to_string());
+    }
+
+    #[test]
+    fn a_folder_serves_its_own_generation() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |target: &str| {
+            std::fs::write(folder.path().join(format!("{}.{target}.cubin", UNITS[0].name)), target)
+                .expect("a file");
+        };
+        let found =
+            |arch: u32| given(&UNITS[0], Arch(arch), folder.path()).map(|c| String::from_utf8(c).unwrap());
+        write("sm_80");
+        write("sm_90a");
+        assert_eq!([80, 86, 89].map(found), [(); 3].map(|()| Some("sm_80".to_owned())));
+        assert_eq!(found(90).as_deref(), Some("sm_90a"));
+        assert_eq!(found(120), None);
+    }
 }
