@@ -280,6 +280,19 @@ impl Cache {
         }
     }
 
+    /// Pages of the tree of `key`, one below the other and below `parent`, as an event; `None` if the tree
+    /// has no name.
+    pub(crate) fn stored_run(
+        &self,
+        key: &TreeKey,
+        parent: Option<PageId>,
+        pages: &[PageId],
+    ) -> Option<Stored> {
+        let root = self.forest.root(key)?;
+        self.forest.tree_of(root).name?;
+        Some(self.stored(root, parent.and_then(|page| self.forest.store.name(page)), pages))
+    }
+
     fn stored(&self, node: NodeId, parent: Option<ChainHash>, pages: &[PageId]) -> Stored {
         let key = &self.forest.tree_of(node).key;
         let store = &self.forest.store;
