@@ -114,14 +114,19 @@ impl Cache {
     /// the logits of the last token passes all tokens but that one.
     pub fn lease(&mut self, key: &TreeKey, tokens: &[TokenId]) -> Lease {
         let lease = self.hold(key, tokens);
-        if let Some(root) = self.forest.root(key) {
-            self.forest.touch(self.leases.tip(lease.id), root);
-        }
+        self.count_use(&lease, tokens.len());
+        lease
+    }
+
+    /// Makes a use of a [`Cache::hold`] of so many tokens: for whoever first sees whether there is room.
+    pub fn count_use(&mut self, lease: &Lease, asked: usize) {
+        let tip = self.leases.tip(lease.id);
+        let root = self.forest.tree_of(tip).root;
+        self.forest.touch(tip, root);
         self.counters.queries += 1;
         self.counters.hits += u64::from(lease.tokens() > 0);
-        self.counters.queried_tokens += tokens.len() as u64;
+        self.counters.queried_tokens += asked as u64;
         self.counters.hit_tokens += u64::from(lease.tokens());
-        lease
     }
 
     /// As [`Cache::lease`], but counts as no use: for whoever copies pages and does not read them.
