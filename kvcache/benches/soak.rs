@@ -36,6 +36,7 @@ fn main() {
             policy: EvictionKind::default(),
             tenants,
             names,
+            events_max: 1 << 20,
         };
         let start = clock.now();
         let hits = world::run(setup, seed, ops as usize);

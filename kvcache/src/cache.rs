@@ -114,14 +114,19 @@ impl Cache {
     /// the logits of the last token passes all tokens but that one.
     pub fn lease(&mut self, key: &TreeKey, tokens: &[TokenId]) -> Lease {
         let lease = self.hold(key, tokens);
-        if let Some(root) = self.forest.root(key) {
-            self.forest.touch(self.leases.tip(lease.id), root);
-        }
+        self.count_use(&lease, tokens.len());
+        lease
+    }
+
+    /// Makes a use of a [`Cache::hold`] of so many tokens: for whoever first sees whether there is room.
+    pub fn count_use(&mut self, lease: &Lease, asked: usize) {
+        let tip = self.leases.tip(lease.id);
+        let root = self.forest.tree_of(tip).root;
+        self.forest.touch(tip, root);
         self.counters.queries += 1;
         self.counters.hits += u64::from(lease.tokens() > 0);
-        self.counters.queried_tokens += tokens.len() as u64;
+        self.counters.queried_tokens += asked as u64;
         self.counters.hit_tokens += u64::from(lease.tokens());
-        lease
     }
 
     /// As [`Cache::lease`], but counts as no use: for whoever copies pages and does not read them.
@@ -278,6 +283,19 @@ impl Cache {
             self.forest.unhold(from);
             self.leases.advance(id, to);
         }
+    }
+
+    /// Pages of the tree of `key`, one below the other and below `parent`, as an event; `None` if the tree
+    /// has no name.
+    pub(crate) fn stored_run(
+        &self,
+        key: &TreeKey,
+        parent: Option<PageId>,
+        pages: &[PageId],
+    ) -> Option<Stored> {
+        let root = self.forest.root(key)?;
+        self.forest.tree_of(root).name?;
+        Some(self.stored(root, parent.and_then(|page| self.forest.store.name(page)), pages))
     }
 
     fn stored(&self, node: NodeId, parent: Option<ChainHash>, pages: &[PageId]) -> Stored {

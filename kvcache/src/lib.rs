@@ -56,8 +56,9 @@ pub use lease::Lease;
 pub use spans::{SPAN_BUCKETS, Span, Spans};
 pub use stats::{CacheCounters, CacheStats};
 pub use tiers::{
-    ColdOrder, ColdOutcome, ColdWork, Erasure, Fault, Fetch, JournalNote, Label, LowerConfig, PageMove,
-    PrefetchEnd, PrefetchId, PurgeId, PurgeState, Reach, Scrubbed, Seal, SlotRecord, Ticket, TierCounters,
-    TierErasure, TierEvent, TierStats, Tiers, TiersConfig, UnknownWritePolicy, WritePolicy,
+    ColdOrder, ColdOutcome, ColdWork, Erasure, Fault, Fetch, Follower, JournalNote, Label, LowerConfig,
+    Misheard, PageMove, PrefetchEnd, PrefetchId, PurgeId, PurgeState, Reach, Scrubbed, Seal, SlotRecord,
+    Ticket, TierCounters, TierErasure, TierEvent, TierStats, Tiers, TiersConfig, UnknownWritePolicy,
+    WritePolicy,
 };
 pub use upkeep::ColdPath;

@@ -94,11 +94,13 @@ impl Forest {
         dropped
     }
 
-    /// Page `at` of the path of `tokens` below `root` and all that lies below it.
+    /// Page `at` of the path of `tokens` below `root` and all that lies below it, parents first.
     pub fn pages_below(&self, root: NodeId, tokens: &[TokenId], at: usize) -> Vec<PageId> {
         let Some((node, within)) = self.node_of(root, tokens, at) else { return Vec::new() };
-        let below = self.below(node).into_iter().filter(|&(_, id)| id != node);
-        let under = below.flat_map(|(_, id)| self.node(id).pages.iter().copied());
+        let mut below = self.below(node);
+        below.sort_unstable();
+        let under = below.into_iter().filter(|&(_, id)| id != node);
+        let under = under.flat_map(|(_, id)| self.node(id).pages.iter().copied());
         self.node(node).pages[within..].iter().copied().chain(under).collect()
     }
 

@@ -9,6 +9,9 @@ use base::{ChainHash, PageId, TokenId};
 
 use crate::fingerprint::Fingerprint;
 
+/// No page is called that: no chain of SHA-256 is known to end in it.
+const NAMELESS: ChainHash = ChainHash([0; 32]);
+
 pub(crate) struct PageStore {
     page_tokens: usize,
     tokens: Vec<TokenId>,
@@ -26,7 +29,7 @@ impl PageStore {
             // No token; and writing it maps the memory now, not page fault by page fault while serving.
             tokens: vec![TokenId::MAX; pages * page_tokens],
             prints: vec![u64::MAX; pages],
-            names: vec![ChainHash([0; 32]); named],
+            names: vec![NAMELESS; named],
             hasher,
         }
     }
@@ -44,9 +47,9 @@ impl PageStore {
         self.prints[page.0 as usize]
     }
 
-    /// `None` when events are off.
+    /// `None` when events are off, or the page has none: its namespace has no key.
     pub fn name(&self, page: PageId) -> Option<ChainHash> {
-        self.names.get(page.0 as usize).copied()
+        self.names.get(page.0 as usize).copied().filter(|name| *name != NAMELESS)
     }
 
     pub fn write(&mut self, page: PageId, tokens: &[TokenId], print: u64, name: Option<ChainHash>) {
@@ -64,7 +67,7 @@ impl PageStore {
         self.tokens[start..start + self.page_tokens].fill(TokenId::MAX);
         self.prints[page.0 as usize] = u64::MAX;
         if let Some(name) = self.names.get_mut(page.0 as usize) {
-            *name = ChainHash([0; 32]);
+            *name = NAMELESS;
         }
     }
 

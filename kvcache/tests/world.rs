@@ -1,7 +1,8 @@
 //! All tiers beside the bytes they speak of: a world in which every page of the device, every frame and
 //! every slot holds what was last copied there, orders answer late, out of order or not at all, disks
 //! lie, steps fail, the process dies and comes back with its journal, and tenants are purged. Whatever a
-//! request is given to read must be the prefix it asked for. Used by the tests and by `benches/soak.rs`.
+//! request is given to read must be the prefix it asked for, and whoever heard every event never believes that
+//! a tier holds what it does not. Used by the tests and by `benches/soak.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,8 +11,9 @@ use base::{
     Tier, TokenId,
 };
 use quire_kvcache::{
-    CacheConfig, ColdOrder, ColdOutcome, ColdWork, EvictionKind, Fault, JournalNote, Lease, LowerConfig,
-    PageMove, PurgeId, Scrubbed, SlotRecord, Tiers, TiersConfig, TreeKey, WritePolicy,
+    Cache, CacheConfig, ColdOrder, ColdOutcome, ColdWork, EvictionKind, Fault, Follower, JournalNote,
+    KvChange, Lease, LowerConfig, PageMove, PurgeId, Scrubbed, SlotRecord, TierEvent, Tiers, TiersConfig,
+    TreeKey, WritePolicy,
 };
 
 const SIZE: usize = 16;
@@ -29,6 +31,7 @@ pub struct Setup {
     pub policy: EvictionKind,
     pub tenants: u64,
     pub names: Names,
+    pub events_max: usize,
 }
 
 /// How much of a page's name the disks look at.
@@ -63,6 +66,9 @@ pub struct World {
     pub has_restarted: bool,
     pub refuses_to_erase: bool,
     pub hits: [usize; 3],
+    /// A reader of the events, and how often it had to be told anew.
+    pub follower: Follower,
+    pub retold: usize,
 }
 
 pub fn tokens(prompt: &[u32]) -> Vec<TokenId> {
@@ -79,7 +85,7 @@ pub fn build(setup: Setup) -> Tiers {
     });
     let device = CacheConfig {
         policy: setup.policy,
-        events_max: 1 << 20,
+        events_max: setup.events_max,
         ..CacheConfig::new(setup.device, SIZE as u32)
     };
     let mut tiers = Tiers::new(TiersConfig { lower: lower.collect(), orders_max: 64, device });
@@ -108,6 +114,8 @@ impl World {
             has_restarted: false,
             refuses_to_erase: false,
             hits: [0; 3],
+            follower: Follower::default(),
+            retold: 0,
         }
     }
 
@@ -134,10 +142,65 @@ impl World {
                 let n = self.below(8) as usize;
                 self.tiers.device.evict(n);
             }
+            90..92 => self.flip(),
+            92 if self.below(4) == 0 => drop(self.tiers.clear()),
             _ => self.run_step(),
         }
-        self.record_notes();
+        // Nobody drains after each call.
+        if self.below(3) > 0 {
+            self.record_notes();
+        }
         self.tiers.check().expect("the integrity law holds in every tier");
+        self.listen();
+        self.check_follower();
+    }
+
+    /// What was told since: a reader that has lost something is told all anew.
+    pub fn listen(&mut self) {
+        let mut events = self.tiers.drain_events();
+        if events.iter().any(|event| matches!(event.change, KvChange::Lost { .. })) {
+            events = self.tiers.retell();
+            self.retold += 1;
+        }
+        self.hear(&events);
+    }
+
+    fn hear(&mut self, events: &[TierEvent]) {
+        for event in events {
+            self.follower.hear(event).expect("an event follows from those before it");
+        }
+        // In debug builds the tiers look at it themselves, after each drain.
+        if cfg!(not(debug_assertions)) {
+            let truth = Follower::of(&self.tiers.snapshot()).expect("parents first");
+            assert_eq!(self.follower, truth, "who hears every event knows what is there");
+        }
+    }
+
+    /// The reader never believes more than a request would find, and no less once nothing is on its way.
+    fn check_follower(&mut self) {
+        let (key, prompt) = self.prompt();
+        let all = tokens(&prompt);
+        let names = self.tiers.device.names(&key, &all).expect("has a key");
+        let reach = self.tiers.reach(&key, &all);
+        assert_eq!(self.follower.prefix(Tier::Device, &names), reach.device);
+        assert!(self.follower.prefix(Tier::Host, &names) <= reach.host);
+        for tier in [Tier::Nvme, Tier::Object] {
+            let most = reach.cold.map_or(reach.near(), |(_, pages)| pages);
+            assert!(self.follower.prefix(tier, &names) <= most);
+        }
+        if self.tiers.is_settled() && !self.tiers.is_purging() {
+            self.record_notes();
+            for tier in Tier::ALL {
+                let there = self.tiers.index(tier).map_or_else(Vec::new, Cache::snapshot);
+                let mut there: Vec<ChainHash> = there.into_iter().flat_map(|stored| stored.names).collect();
+                there.sort_unstable();
+                assert_eq!(self.follower.names(tier), there, "all of the {tier} tier is told of");
+                let records = self.journal.values().filter(|record| record.tier == tier);
+                let mut recorded: Vec<ChainHash> = records.map(|record| record.name).collect();
+                recorded.sort_unstable();
+                assert!(tier <= Tier::Host || recorded == there, "the journal has the {tier} tier");
+            }
+        }
     }
 
     pub fn prompt(&mut self) -> (TreeKey, Vec<u32>) {
@@ -370,6 +433,18 @@ impl World {
         for slot in lost {
             self.journal.remove(&slot);
         }
+        // Its readers know another stream by another name, and begin with all that is there.
+        self.follower = Follower::default();
+        let events = self.tiers.retell();
+        self.hear(&events);
+    }
+
+    /// The bytes of a slot go bad.
+    pub fn flip(&mut self) {
+        let n = self.below(self.cold.len().max(1) as u64) as usize;
+        if let Some((content, _)) = self.cold.values_mut().nth(n) {
+            *content = None;
+        }
     }
 
     pub fn record_notes(&mut self) {
@@ -383,7 +458,7 @@ impl World {
                 }
             }
         }
-        self.tiers.drain_events();
+        self.listen();
     }
 
     /// Steps and orders until nothing is left to do.
@@ -407,6 +482,7 @@ impl World {
         self.settle();
         self.tiers.check().expect("the integrity law holds in every tier");
         assert_eq!(self.tiers.in_flight(), 0);
+        self.check_follower();
         for id in std::mem::take(&mut self.purges) {
             let state = self.tiers.purge_state(id).expect("an open purge is known");
             assert!(state.is_done, "{state:?}");

@@ -3,7 +3,7 @@
 
 use base::{FrameId, PageId, StepId, Tier, TokenId};
 
-use super::lower::{frame, slot};
+use super::lower::{Gone, frame, slot};
 use super::order::{ColdOrder, ColdOutcome, Fault, JournalNote, PageMove, SlotRecord, Ticket};
 use super::run::{Run, RunId};
 use super::{PrefetchEnd, Tiers, WritePolicy};
@@ -127,11 +127,7 @@ impl Tiers {
     /// Every page of a run has answered: leases end, failures are cut out, copies go on.
     pub(super) fn finish(&mut self, id: RunId) {
         let Some(run) = self.runs.remove(&id) else { return };
-        let arrived = run.failed.unwrap_or(run.places.len());
-        if let Some(lower) = self.lower.get_mut(&run.target) {
-            lower.withdraw(&run.places[arrived..]);
-        }
-        self.tell_stored(&run, arrived);
+        let arrived = self.settle_arrived(&run);
         if run.target > Tier::Host {
             self.note_stored(&run, arrived);
         }
@@ -158,6 +154,19 @@ impl Tiers {
         }
     }
 
+    /// How many pages of a run stay, which is told. Pages that were found wrong while the run went on are not
+    /// among them.
+    fn settle_arrived(&mut self, run: &Run) -> usize {
+        let Some(lower) = self.lower.get_mut(&run.target) else { return 0 };
+        let fine = run.failed.unwrap_or(run.places.len());
+        let arrived = lower.ready_prefix(&run.places[..fine]);
+        lower.withdraw(&run.places[arrived..]);
+        let parent = run.first.checked_sub(1).map(|before| run.to.pages()[before]);
+        let stored = lower.settled(&run.key, parent, &run.places[..arrived]);
+        self.tell_stored(run.target, stored);
+        arrived
+    }
+
     /// Pages have reached host memory: write-through tiers below get them, too.
     fn go_on(&mut self, key: &TreeKey, tokens: &[TokenId], from: Option<Tier>) {
         for tier in self.cold_tiers() {
@@ -173,7 +182,8 @@ impl Tiers {
     fn cut_out(&mut self, tier: Tier, key: &TreeKey, tokens: &[TokenId], at: usize) {
         let Some(lower) = self.lower.get_mut(&tier) else { return };
         lower.index.cut(key, tokens, at);
-        lower.doom(key, tokens, at);
+        let gone = lower.doom(key, tokens, at);
+        self.take_leave(tier, gone);
         self.note_gone(tier);
     }
 
@@ -182,11 +192,12 @@ impl Tiers {
         let Some(lower) = self.lower.get_mut(&tier) else { return };
         lower.cut_doomed();
         let gone = lower.note_gone();
-        if tier > Tier::Host {
-            let drop = |(place, _)| JournalNote::Drop { tier, slot: slot(place) };
-            self.notes.extend(gone.iter().copied().map(drop));
-        }
-        self.tell_removed(tier, &gone);
+        self.take_leave(tier, gone);
+    }
+
+    fn take_leave(&mut self, tier: Tier, gone: Gone) {
+        self.notes.extend(gone.noted.into_iter().map(|slot| JournalNote::Drop { tier, slot }));
+        self.tell_removed(tier, gone.names);
     }
 
     /// What the journal of the cold tiers has to record, in order.

@@ -1,9 +1,11 @@
 //! One tier below the device: a tree over its places, and which of them can be read.
 
+use std::collections::HashSet;
+
 use base::{ChainHash, FrameId, Generation, NamespaceId, PageId, SlotId, Tier, TokenId};
 
 use super::{LowerConfig, Seal, SlotRecord, WritePolicy};
-use crate::{Cache, CacheConfig, Departures, IntegrityError, Naming, TreeKey};
+use crate::{Cache, CacheConfig, Departures, IntegrityError, Naming, Stored, TreeKey};
 
 /// Whose bytes may lie in a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +22,10 @@ pub(super) struct Lower {
     pub watermark: f32,
     /// By place: its copy has arrived.
     ready: Vec<bool>,
+    /// By place: it can be read, the run that brought it is over, and all before it is whole. What is told.
+    whole: Vec<bool>,
+    /// Runs that are over and stand below pages that are not whole: runs may finish out of order.
+    unwhole: Vec<Arrival>,
     /// By place, in cold tiers.
     seals: Vec<Seal>,
     /// By place: whose bytes may lie there, readable or not.
@@ -32,6 +38,23 @@ pub(super) struct Lower {
     unnoted: Vec<SlotRecord>,
     /// Paths cut while others held them, with the first page that is wrong.
     doomed: Vec<(TreeKey, Vec<TokenId>, usize)>,
+}
+
+/// Pages that a run has brought, below a page of the same tree.
+struct Arrival {
+    key: TreeKey,
+    parent: Option<PageId>,
+    places: Vec<PageId>,
+}
+
+/// What left a tier or cannot be read any more, deepest first.
+#[derive(Default)]
+#[must_use = "followers and the journal must hear of it"]
+pub(super) struct Gone {
+    /// Names of pages that were told of.
+    pub names: Vec<ChainHash>,
+    /// Slots that the journal was told of.
+    pub noted: Vec<SlotId>,
 }
 
 impl Lower {
@@ -52,6 +75,8 @@ impl Lower {
             write: config.write,
             watermark: config.watermark,
             ready: vec![false; places],
+            whole: vec![false; places],
+            unwhole: Vec::new(),
             seals: if is_cold { vec![[0; 28]; places] } else { Vec::new() },
             residue: vec![Residue::Nobody; places],
             has_past: config.has_past,
@@ -123,9 +148,37 @@ impl Lower {
         }
     }
 
-    /// The journal knew of it before we did.
-    pub fn was_noted(&mut self, place: PageId) {
+    /// A page of an earlier run, put back below whole ones: the journal knew of it before we did.
+    pub fn was_there(&mut self, place: PageId) {
         self.noted[place.0 as usize] = true;
+        self.whole[place.0 as usize] = true;
+    }
+
+    pub fn is_whole(&self, place: PageId) -> bool {
+        self.whole[place.0 as usize]
+    }
+
+    /// A run is over and has brought `places`, which follow `parent`: what has become whole by that, parents
+    /// first, as it is told.
+    pub fn settled(&mut self, key: &TreeKey, parent: Option<PageId>, places: &[PageId]) -> Vec<Stored> {
+        let mut due = Vec::new();
+        if places.is_empty() {
+            return due;
+        }
+        self.unwhole.push(Arrival { key: key.clone(), parent, places: places.to_vec() });
+        loop {
+            let waiting = std::mem::take(&mut self.unwhole).into_iter();
+            let (now, later): (Vec<_>, Vec<_>) =
+                waiting.partition(|of| of.parent.is_none_or(|parent| self.is_whole(parent)));
+            self.unwhole = later;
+            if now.is_empty() {
+                return due;
+            }
+            for Arrival { key, parent, places } in now {
+                places.iter().for_each(|place| self.whole[place.0 as usize] = true);
+                due.extend(self.index.stored_run(&key, parent, &places));
+            }
+        }
     }
 
     pub fn arrived(&mut self, place: PageId, key: &TreeKey, seal: Option<Seal>) {
@@ -144,31 +197,64 @@ impl Lower {
         self.index.name(place)
     }
 
-    /// Takes note of the places that became free; answers with those that could be read.
-    pub fn note_gone(&mut self) -> Vec<(PageId, Option<ChainHash>)> {
-        let mut gone = self.index.drain_gone();
-        for (place, _) in &gone {
+    /// Takes note of the places that became free.
+    pub fn note_gone(&mut self) -> Gone {
+        let left = self.index.drain_gone();
+        let gone = self.close(&left);
+        for (place, _) in left {
             if let Some(seal) = self.seals.get_mut(place.0 as usize) {
                 *seal = [0; 28];
-                self.noted[place.0 as usize] = false;
             }
         }
-        if !self.unnoted.is_empty() && !gone.is_empty() {
-            self.unnoted.retain(|record| !gone.iter().any(|(place, _)| place.0 == record.slot.0));
-        }
-        gone.retain(|(place, _)| std::mem::take(&mut self.ready[place.0 as usize]));
         gone
     }
 
-    /// Page `at` of a path and all below it must not be read: as many of them as others hold stay in
-    /// the tree until those let go, and are then cut.
-    pub fn doom(&mut self, key: &TreeKey, tokens: &[TokenId], at: usize) {
-        let below = self.index.below(key, tokens, at);
-        if below.is_empty() {
-            return;
+    /// These places, deepest first, cannot be read any more.
+    fn close(&mut self, places: &[(PageId, Option<ChainHash>)]) -> Gone {
+        let mut gone = Gone::default();
+        for &(place, name) in places {
+            let at = place.0 as usize;
+            self.ready[at] = false;
+            if std::mem::take(&mut self.whole[at]) {
+                gone.names.extend(name);
+            }
+            if self.noted.get_mut(at).is_some_and(std::mem::take) {
+                gone.noted.push(slot(place));
+            }
         }
-        below.iter().for_each(|place| self.ready[place.0 as usize] = false);
+        self.close_waiting(places);
+        gone
+    }
+
+    fn close_waiting(&mut self, places: &[(PageId, Option<ChainHash>)]) {
+        let waits = !self.unnoted.is_empty() || !self.unwhole.is_empty();
+        if waits && !places.is_empty() {
+            let closed: HashSet<PageId> = places.iter().map(|(place, _)| *place).collect();
+            self.unnoted.retain(|record| !closed.contains(&PageId(record.slot.0)));
+            for of in &mut self.unwhole {
+                let stay = of.places.iter().take_while(|place| !closed.contains(place)).count();
+                of.places.truncate(stay);
+            }
+            self.unwhole.retain(|of| !of.places.is_empty());
+        }
+    }
+
+    /// Page `at` of a path and all below it must not be read: as many of them as others hold stay in
+    /// the tree until those let go, and are then cut. Nobody is told of them any more from now on.
+    pub fn doom(&mut self, key: &TreeKey, tokens: &[TokenId], at: usize) -> Gone {
+        let mut below = self.index.below(key, tokens, at);
+        if below.is_empty() {
+            return Gone::default();
+        }
+        below.reverse();
+        let named: Vec<_> = below.into_iter().map(|place| (place, self.name(place))).collect();
         self.doomed.push((key.clone(), tokens.to_vec(), at));
+        self.close(&named)
+    }
+
+    /// Whether pages wait for others to let go of them.
+    pub fn has_doomed(&self) -> bool {
+        !self.doomed.is_empty()
     }
 
     /// Cuts again what was held when it was doomed.
@@ -195,6 +281,11 @@ impl Lower {
         let cached = stats.pages_leased + stats.pages_cached;
         if ready > cached {
             return Err(IntegrityError::Tally { what: "readable places", book: cached, counted: ready });
+        }
+        let told = self.whole.iter().filter(|whole| **whole).count();
+        let readable = self.whole.iter().zip(&self.ready).filter(|(whole, ready)| **whole && **ready).count();
+        if told != readable {
+            return Err(IntegrityError::Tally { what: "told places", book: told, counted: readable });
         }
         Ok(())
     }

@@ -29,6 +29,7 @@
 //! Limits: cold tiers are written from and read into host frames, so they need a host tier.
 
 mod arrival;
+mod follower;
 mod lower;
 mod order;
 mod purge;
@@ -38,6 +39,7 @@ mod settings;
 mod telling;
 mod travel;
 
+pub use follower::{Follower, Misheard};
 pub use order::{
     ColdOrder, ColdOutcome, ColdWork, Fault, JournalNote, Label, PageMove, Seal, SlotRecord, Ticket,
 };
@@ -81,6 +83,9 @@ pub struct Tiers {
     told: Vec<(Tier, KvChange)>,
     told_weight: usize,
     sequence: u64,
+    /// What a reader of these events believes; held against the trees.
+    #[cfg(debug_assertions)]
+    follower: Follower,
     counters: TierCounters,
 }
 
@@ -108,6 +113,8 @@ impl Tiers {
             told: Vec::new(),
             told_weight: 0,
             sequence: 0,
+            #[cfg(debug_assertions)]
+            follower: Follower::default(),
             counters: TierCounters::default(),
         }
     }
@@ -200,7 +207,12 @@ impl Tiers {
 
     pub(super) fn give_back(&mut self, tier: Tier, lease: Lease) {
         match self.lower.get_mut(&tier) {
-            Some(lower) => lower.index.release(lease, StepId(0)),
+            Some(lower) => {
+                lower.index.release(lease, StepId(0));
+                if lower.has_doomed() {
+                    self.note_gone(tier);
+                }
+            }
             None => self.device.release(lease, StepId(0)),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Records come in any order. They are put back path by path, longest shared parts once: a record whose
 //! parent is not among them, whose name its tokens do not give, or whose namespace was purged since, is
-//! lost, and its slot free. Costs one hash per page, which also proves the record's place in its path.
+//! lost, and its slot free. Nothing is told of them: whoever has readers retells. Costs one hash per page, which also proves the record's place in its path.
 
 use std::collections::{HashMap, HashSet};
 
@@ -64,7 +64,7 @@ impl Tiers {
             all.into_iter().filter(|place| !placed.contains_key(&SlotId(place.0))).collect();
         if let Some(lower) = self.lower.get_mut(&tier) {
             lower.index.free(left, StepId(0));
-            lower.note_gone();
+            let _ = lower.note_gone();
         }
         placed
     }
@@ -92,7 +92,7 @@ impl Tiers {
         }
         for (depth, slot) in path.iter().enumerate().take(right).skip(there) {
             lower.arrived(PageId(slot.0), key, Some(records[slot].seal));
-            lower.was_noted(PageId(slot.0));
+            lower.was_there(PageId(slot.0));
             placed.insert(*slot, depth);
         }
     }

@@ -1,13 +1,15 @@
 //! Events of all tiers in one numbered stream.
 //!
-//! The device's own log is the first half; below it a page is told of when it can be read, not when its
-//! copy was ordered, and its removal when it could be read until then. Each half is bounded, and a half
-//! that lost events says so.
+//! The device's own log is the first half; below it a page is told of when the run that brought it is over
+//! and all before it has been told, not when its copy was ordered or has arrived: a run takes back what
+//! follows a failure. Its removal is told as soon as it cannot be read any more, though others may hold it
+//! for a while. Each half is bounded, and a half that lost events says so.
 
-use base::{ChainHash, PageId, Tier};
+use base::{ChainHash, Tier};
 
+#[cfg(debug_assertions)]
+use super::Follower;
 use super::Tiers;
-use super::run::Run;
 use crate::{KvChange, Stored};
 
 /// One change of one tier.
@@ -22,20 +24,47 @@ pub struct TierEvent {
 impl Tiers {
     /// Events since the last call, numbered over all tiers.
     pub fn drain_events(&mut self) -> Vec<TierEvent> {
-        let device = self.device.drain_events().into_iter().map(|event| (Tier::Device, event.change));
-        let below = std::mem::take(&mut self.told);
-        let all: Vec<_> = device.chain(below).collect();
-        self.told_weight = 0;
-        all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect()
+        let all = self.take_told();
+        let events: Vec<TierEvent> =
+            all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect();
+        self.follow(&events);
+        events
     }
 
-    /// That all is cleared, then all that is there, as numbered events.
+    /// That all is cleared, then all that is there, as numbered events; what was not drained yet is in it.
     pub fn retell(&mut self) -> Vec<TierEvent> {
-        self.drain_events();
+        self.take_told();
         let stored = self.snapshot().into_iter().map(|(tier, stored)| (tier, KvChange::Stored(stored)));
         let all: Vec<_> = std::iter::once((Tier::Device, KvChange::Cleared)).chain(stored).collect();
-        all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect()
+        let events: Vec<TierEvent> =
+            all.into_iter().map(|(tier, change)| self.numbered(tier, change)).collect();
+        self.follow(&events);
+        events
     }
+
+    fn take_told(&mut self) -> Vec<(Tier, KvChange)> {
+        let device = self.device.drain_events().into_iter().map(|event| (Tier::Device, event.change));
+        self.told_weight = 0;
+        device.chain(std::mem::take(&mut self.told)).collect()
+    }
+
+    #[cfg(debug_assertions)]
+    fn follow(&mut self, events: &[TierEvent]) {
+        if self.device.config().events_max == 0 {
+            return;
+        }
+        for event in events {
+            assert_eq!(self.follower.hear(event), Ok(()), "an event follows from those before it");
+        }
+        if !self.follower.is_lost() {
+            let truth = Follower::of(&self.snapshot());
+            assert_eq!(truth.as_ref(), Ok(&self.follower), "who hears every event knows what is there");
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    #[expect(clippy::unused_self, reason = "looks at what was told in debug builds")]
+    fn follow(&self, _: &[TierEvent]) {}
 
     /// What was drained has not been heard: the next drain begins with `Lost`.
     pub fn lose_events(&mut self) {
@@ -49,43 +78,23 @@ impl Tiers {
         TierEvent { sequence: self.sequence, tier, change }
     }
 
-    /// All that can be read under a name now, in every tier, parents first.
+    /// All that is told of now, in every tier, parents first: what can be read under a name.
     pub fn snapshot(&self) -> Vec<(Tier, Stored)> {
         let device = self.device.snapshot().into_iter().map(|stored| (Tier::Device, stored));
         let below = self.lower.values().flat_map(|lower| {
-            lower
-                .index
-                .snapshot_of(|place| lower.is_ready(place))
-                .into_iter()
-                .map(|stored| (lower.tier, stored))
+            let whole = lower.index.snapshot_of(|place| lower.is_whole(place));
+            whole.into_iter().map(|stored| (lower.tier, stored))
         });
         device.chain(below).collect()
     }
 
-    pub(super) fn tell_stored(&mut self, run: &Run, arrived: usize) {
-        if arrived == 0 {
-            return;
+    pub(super) fn tell_stored(&mut self, tier: Tier, stored: Vec<Stored>) {
+        for stored in stored {
+            self.tell(tier, KvChange::Stored(stored));
         }
-        let lower = &self.lower[&run.target];
-        let places = &run.places[..arrived];
-        let names: Vec<ChainHash> = places.iter().filter_map(|&place| lower.name(place)).collect();
-        let size = self.device.config().page_tokens;
-        let at = |page: usize| page * size as usize;
-        let parent = run.first.checked_sub(1).and_then(|before| lower.name(run.to.pages()[before]));
-        let stored = Stored {
-            namespace: run.key.namespace,
-            generation: run.key.generation,
-            adapter: run.key.adapter,
-            parent,
-            names,
-            tokens: run.tokens[at(run.first)..at(run.first + arrived)].to_vec(),
-            page_tokens: size,
-        };
-        self.tell(run.target, KvChange::Stored(stored));
     }
 
-    pub(super) fn tell_removed(&mut self, tier: Tier, gone: &[(PageId, Option<ChainHash>)]) {
-        let names: Vec<ChainHash> = gone.iter().filter_map(|(_, name)| *name).collect();
+    pub(super) fn tell_removed(&mut self, tier: Tier, names: Vec<ChainHash>) {
         if !names.is_empty() {
             self.tell(tier, KvChange::Removed { names });
         }

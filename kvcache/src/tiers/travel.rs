@@ -219,7 +219,7 @@ impl Tiers {
         }
         self.cover_device_prefix(key, tokens);
         let cold = self.lower.get_mut(&from)?;
-        let source = cold.index.lease(key, tokens);
+        let source = cold.index.hold(key, tokens);
         let ready = cold.ready_prefix(source.pages());
         let slots: Vec<PageId> = source.pages()[..ready].to_vec();
         let tokens = &tokens[..ready * self.page_tokens()];
@@ -235,6 +235,10 @@ impl Tiers {
             self.orders.push(ColdOrder { ticket: Ticket::new(id, i), tier: from, work });
         }
         self.in_flight += places.len();
+        // A use only now: who asks in vain, and may ask again before each step, has used nothing.
+        if let Some(cold) = self.lower.get_mut(&from) {
+            cold.index.count_use(&source, tokens.len());
+        }
         let tokens = tokens[..(first + places.len()) * self.page_tokens()].to_vec();
         let prefetch = PrefetchId(id.0);
         let mut run = Run::new(key, tokens, Tier::Host, to, first, places);

@@ -5,7 +5,7 @@
 //! priority goes back to the queue. Its computed pages stay in the tree: coming back costs a lookup
 //! unless someone needed them.
 
-use base::{Nanos, PageId, SeqId};
+use base::{Nanos, PageId, SeqId, StepId};
 use kvcache::{Lease, TreeKey};
 
 use super::resident::Resident;
@@ -76,20 +76,7 @@ impl Scheduler {
     }
 
     fn admit_head(&mut self, key: TreeKey, hashes: &[PrefixHash], now: Nanos) -> Option<SeqId> {
-        let stream = self.queue.head()?;
-        let lease = self.tiers.device.lease(&key, self.reusable(stream));
-        let pages = stream.tokens.len().div_ceil(self.shape.page_tokens as usize);
-        let needed = pages - lease.pages().len();
-        // One page of room for each running sequence, so that newcomers do not push them out at once.
-        let room = needed + self.running.len();
-        if self.tiers.device.available() < room {
-            self.tiers.device.release(lease, self.fence());
-            return None;
-        }
-        let Ok(private) = self.tiers.device.reserve(needed) else {
-            self.tiers.device.release(lease, self.fence());
-            return None;
-        };
+        let (lease, private) = self.take_pages(&key)?;
         let stream = self.queue.pop()?;
         self.last_seq = SeqId(self.last_seq.0 + 1);
         let restored = self.restore(&key, &stream, &lease, &private);
@@ -103,6 +90,28 @@ impl Scheduler {
         self.places.insert(resident.stream.id(), Place::Running(self.last_seq));
         self.running.insert(self.last_seq, resident);
         Some(self.last_seq)
+    }
+
+    /// What is cached of the head's tokens, and pages for the rest; `None` if there are not enough. That is
+    /// asked before each step while the head waits, so its prefix is neither used by it nor kept: it would
+    /// otherwise outlive what others do use, though it is not the next to run.
+    fn take_pages(&mut self, key: &TreeKey) -> Option<(Lease, Vec<PageId>)> {
+        let stream = self.queue.head()?;
+        let reusable = self.reusable(stream);
+        let pages = stream.tokens.len().div_ceil(self.shape.page_tokens as usize);
+        // One page of room for each running sequence, so that newcomers do not push them out at once.
+        let running = self.running.len();
+        let device = &mut self.tiers.device;
+        let lease = device.hold(key, reusable);
+        let needed = pages - lease.pages().len();
+        if device.available() < needed + running {
+            // No step reads it.
+            device.release(lease, StepId(0));
+            return None;
+        }
+        device.count_use(&lease, reusable.len());
+        let private = device.reserve(needed).expect("there is room for more");
+        Some((lease, private))
     }
 
     /// Orders the restore of what the host holds after the lease's pages; answers with its tokens.

@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Clock, Generation, NamespaceId, Tier};
-use kvcache::{ColdOutcome, Fault, KvChange, PurgeId, SlotRecord};
+use kvcache::{ColdOutcome, Fault, PurgeId, SlotRecord};
 use tokio::sync::oneshot;
 
+use super::telling::Teller;
 use super::{Scheduler, SchedulerConfig};
 use crate::engine::{CacheReport, Health, Message, Purged, Shelf};
 use crate::events::{EventHub, Forgotten};
@@ -23,8 +24,8 @@ use crate::storage::{Namespace, Storage};
 
 /// Longest wait at the end for copies on their way to tiers that survive.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
-/// How often a purge goes on if nothing else wakes the engine.
-const PURGE_TICK: Duration = Duration::from_millis(1);
+/// How often purges and readers of events that are behind go on if nothing else wakes the engine.
+const CHORE_TICK: Duration = Duration::from_millis(1);
 /// Page names that may wait for the hub.
 const EVENTS_MAX: usize = 1 << 16;
 /// How often a silent engine looks at deadlines and at steps that do not come back.
@@ -50,12 +51,14 @@ pub(crate) fn spawn(
     config.tiers = lower;
     base::spawn("scheduler", move || {
         let mut scheduler = Scheduler::new(config, executor.shape(), Arc::clone(&stats));
-        settle_in(&mut scheduler, namespaces, records, executor.shape().page_bytes as u64);
+        let kept = settle_in(&mut scheduler, namespaces, records, executor.shape().page_bytes as u64);
+        let teller = if kept > 0 { Teller::of_unknown() } else { Teller::new() };
         let driver = Driver {
             scheduler,
             executor,
             storage,
             events,
+            teller,
             clock,
             stats,
             inbox,
@@ -66,13 +69,13 @@ pub(crate) fn spawn(
     })
 }
 
-/// Namespaces and the pages of an earlier run, before the first request.
+/// Namespaces and the pages of an earlier run, before the first request; answers with how many are back.
 fn settle_in(
     scheduler: &mut Scheduler,
     namespaces: Vec<Namespace>,
     records: Vec<SlotRecord>,
     page_bytes: u64,
-) {
+) -> usize {
     for namespace in namespaces {
         scheduler.register_namespace(namespace.id, namespace.chain, namespace.generation);
         for (tier, quota) in Tier::ALL.into_iter().zip(namespace.spec.quotas) {
@@ -80,10 +83,12 @@ fn settle_in(
         }
     }
     let found = records.len();
-    if found > 0 {
-        let kept = scheduler.reinstate(records);
-        tracing::info!(kept, lost = found - kept, "pages of an earlier run are back");
+    if found == 0 {
+        return 0;
     }
+    let kept = scheduler.reinstate(records);
+    tracing::info!(kept, lost = found - kept, "pages of an earlier run are back");
+    kept
 }
 
 struct Driver {
@@ -91,6 +96,7 @@ struct Driver {
     executor: Box<dyn Executor>,
     storage: Option<Storage>,
     events: Option<EventHub>,
+    teller: Teller,
     clock: Arc<dyn Clock>,
     stats: Arc<EngineStats>,
     inbox: Receiver<Message>,
@@ -108,6 +114,8 @@ struct Purging {
 
 impl Driver {
     fn run(mut self) {
+        // Readers know of an earlier run's pages before the first request finds them.
+        self.publish_events();
         while self.listen().is_continue() {
             self.go_on();
             debug_assert!(self.scheduler.check().is_ok(), "{:?}", self.scheduler.check());
@@ -130,7 +138,7 @@ impl Driver {
         let begun = self.clock.now();
         while !self.scheduler.is_settled() && self.clock.now().since(begun) < SETTLE_MAX {
             self.go_on();
-            if let Ok(message) = self.inbox.recv_timeout(PURGE_TICK) {
+            if let Ok(message) = self.inbox.recv_timeout(CHORE_TICK) {
                 let _ = self.handle(message);
             }
         }
@@ -143,10 +151,11 @@ impl Driver {
 
     /// Waits for a message, then takes all that are there.
     fn listen(&mut self) -> ControlFlow<()> {
-        let first = if self.scheduler.is_idle() && self.purging.is_empty() {
+        let has_chores = !self.purging.is_empty() || (self.events.is_some() && self.teller.is_behind());
+        let first = if self.scheduler.is_idle() && !has_chores {
             self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
-            self.inbox.recv_timeout(if self.purging.is_empty() { TICK } else { PURGE_TICK })
+            self.inbox.recv_timeout(if has_chores { CHORE_TICK } else { TICK })
         };
         match first {
             Ok(message) => self.handle(message)?,
@@ -221,22 +230,18 @@ impl Driver {
     /// Tells subscribers what changed; all of it anew if something was lost on the way.
     fn publish_events(&mut self) {
         let Some(hub) = &self.events else { return };
-        let mut events = self.scheduler.drain_events();
-        if events.iter().any(|event| matches!(event.change, KvChange::Lost { .. })) {
-            events = self.scheduler.retell();
-        }
-        if !events.is_empty() && !hub.publish(events) {
-            // The hub is behind by a thousand batches: it will hear the whole state once it is not.
-            self.scheduler.lose_events();
-        }
+        self.teller.go_on(&mut self.scheduler, |events| hub.publish(events));
     }
 
     /// Tells those who wait for purges that are done. Nobody is told of one that nobody waits for.
     fn answer_purges(&mut self) {
         let is_told = self.storage.as_ref().is_none_or(Storage::has_told_all);
         for purging in std::mem::take(&mut self.purging) {
+            // Asked each time, long before the purge is done: readers drop what is purged at once, and a hub
+            // that had no room for it hears of it as soon as it has.
+            let is_untold = self.is_untold(&purging);
             match self.purged(&purging) {
-                Some(purged) if !purged.state.is_done || !is_told || !self.is_untold(&purging) => {
+                Some(purged) if !purged.state.is_done || !is_told || !is_untold => {
                     self.purging.push(purging);
                 }
                 Some(purged) => {

@@ -26,6 +26,7 @@ mod queue;
 mod resident;
 mod sharing;
 mod stream;
+mod telling;
 #[cfg(test)]
 mod tests;
 

@@ -254,11 +254,6 @@ impl Scheduler {
         self.tiers.retell()
     }
 
-    /// What was drained has not been heard: the next drain says so.
-    pub fn lose_events(&mut self) {
-        self.tiers.lose_events();
-    }
-
     /// Events of all tiers since the last call.
     pub fn drain_events(&mut self) -> Vec<TierEvent> {
         self.tiers.drain_events()
