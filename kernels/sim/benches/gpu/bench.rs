@@ -26,6 +26,11 @@ impl Device {
         matches!(self, Device::Emulated(_))
     }
 
+    /// Where every launch takes long: emulated, or watched by a memory checker.
+    pub fn is_small(&self) -> bool {
+        !matches!(self, Device::Gpu(Allocations::Shared))
+    }
+
     pub fn info(&self) -> DeviceInfo {
         self.driver().device().clone()
     }

@@ -70,7 +70,7 @@ pub fn run(device: &Device, report: &mut Report) {
 }
 
 fn library(device: &Device, report: &mut Report) {
-    let shapes: &[(usize, usize, usize)] = if device.is_emulated() {
+    let shapes: &[(usize, usize, usize)] = if device.is_small() {
         &[(5, 40, 128)]
     } else {
         &[(1, 6144, 4096), (17, 4096, 1024), (64, 1024, 4096), (300, 2048, 2048)]
@@ -91,7 +91,7 @@ fn library(device: &Device, report: &mut Report) {
 
 /// A row's bits: in every plan, and alone, among 17, 64 and 300.
 fn plans(driver: &dyn Driver, device: &Device, family: LinearFamily, report: &mut Report) {
-    let (n, k) = if device.is_emulated() { (72, 320) } else { (1000, 2048) };
+    let (n, k) = if device.is_small() { (72, 320) } else { (1000, 2048) };
     let whole = Product::new(300, n, k);
     let operands = Operands::new(driver, &whole);
     let reference = operands.run(driver, &linear_plan::all_plans(family, 300, n as u32, 132)[0], 300);

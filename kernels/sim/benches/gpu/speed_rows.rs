@@ -131,7 +131,7 @@ impl Draws {
         let scratch = alloc(rows * SCRATCH_BYTES);
         let out = alloc(rows * size_of::<SampleOut>());
         let params = |i: usize| {
-            let values = repeated(&some[i * 1000..], rows * vocab);
+            let values = repeated(&some[i * 1000 % some.len()..], rows * vocab);
             SampleParams {
                 logits: put(bytemuck::cast_slice(&values)),
                 rows: wants,
