@@ -6,6 +6,7 @@ mod attention;
 mod chain;
 mod linear;
 mod pages;
+mod results;
 mod rope;
 mod rows;
 mod sampling;

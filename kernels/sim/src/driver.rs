@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels::KernelError;
 use kernels::cuda::driver::{
-    Arch, DeviceInfo, DevicePtr, Driver, Gemm, GraphId, Launch, TensorMap, TensorMapSpec,
+    self, Arch, DeviceInfo, DevicePtr, Driver, Gemm, GraphId, Launch, TensorMap, TensorMapSpec,
 };
 
 use crate::{Options, Swizzle, launch};
@@ -153,7 +153,10 @@ impl Driver for SimDriver {
             dims: spec.dims[..rank].to_vec(),
             strides: spec.strides[..rank - 1].to_vec(),
             tile: spec.boxes[..rank].to_vec(),
-            swizzle: Swizzle::Bytes128,
+            swizzle: match spec.swizzle {
+                driver::Swizzle::None => Swizzle::None,
+                driver::Swizzle::Bytes128 => Swizzle::Bytes128,
+            },
         };
         TensorMap(encoded.encode().unwrap_or_else(|e| panic!("{e}: {spec:?}")))
     }

@@ -4,7 +4,7 @@
 //! was met before, so that a replayed step finds its lists in place.
 
 use super::attend_plan::{AttendGeometry, AttendLimits, AttendPlan};
-use super::driver::{DevicePtr, Driver, TensorMap, TensorMapSpec};
+use super::driver::{DevicePtr, Driver, TensorMap, Swizzle, TensorMapSpec};
 use super::memory::{Buffer, DeviceArray};
 use super::pages::DevicePages;
 use super::params::attend::{
@@ -293,5 +293,6 @@ fn pool_map(pages: &DevicePages) -> TensorMapSpec {
         strides: [row as u64, block as u64, s.page_bytes() as u64],
         boxes: [64, s.page_tokens as u32, 1, 1],
         rank: 4,
+        swizzle: Swizzle::Bytes128,
     }
 }

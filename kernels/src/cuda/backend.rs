@@ -9,7 +9,7 @@
 //! miss equal bit for bit.
 
 use super::attention::{Attention, Extent};
-use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, TensorMapSpec};
+use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, Swizzle, TensorMapSpec};
 use super::linear_plan::{self, LinearBoxes, LinearFamily};
 use super::memory::Buffer;
 use super::pages::DevicePages;
@@ -203,6 +203,7 @@ fn matrix(base: DevicePtr, rows: usize, cols: usize, tile: u32) -> TensorMapSpec
         strides: [cols as u64 * 2, 0, 0],
         boxes: [64, tile, 1, 1],
         rank: 2,
+        swizzle: Swizzle::Bytes128,
     }
 }
 

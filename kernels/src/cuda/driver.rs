@@ -68,7 +68,16 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
-/// A tensor map for bulk tensor copies: bf16, 128-byte swizzle, zero fill outside.
+/// How the lines of a box lie in shared memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Swizzle {
+    /// One after the other.
+    None,
+    /// Lines of 128 bytes, their 16-byte parts permuted by the line: what wgmma reads.
+    Bytes128,
+}
+
+/// A tensor map for bulk tensor copies: bf16, zero fill outside.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMapSpec {
     pub base: DevicePtr,
@@ -78,6 +87,7 @@ pub struct TensorMapSpec {
     pub strides: [u64; 3],
     pub boxes: [u32; 4],
     pub rank: u32,
+    pub swizzle: Swizzle,
 }
 
 /// The opaque descriptor, as the hardware reads it.

@@ -1,17 +1,23 @@
-//! Backends to measure: on the device or on its emulator, with random contents and a clock.
+//! Backends to measure: on the device or on its emulator, with random contents.
 
-use base::{Clock, SplitMix, SystemClock};
+use base::SplitMix;
 use cusim::{Options, SimDriver};
-use kernels::cuda::driver::Arch;
-use kernels::cuda::gpu::{Gpu, GpuOptions};
+use kernels::cuda::driver::{Arch, DeviceInfo};
 use kernels::cuda::{CudaBackend, CudaOptions, Determinism, Driver};
 use kernels::{
-    Backend, BufferId, HostTensor, HostType, KvShape, LinearId, Precision, StepLimits, VectorId, WeightForm,
+    Backend, Batch, BufferId, HostTensor, HostType, KvShape, KvType, LinearId, Precision, SeqSpan,
+    StepLimits, VectorId, WeightForm,
 };
+
+use crate::lease::{Allocations, Lease};
+
+/// Random values that large contents repeat: drawing billions would take longer than measuring.
+const STRETCH: usize = 1 << 20;
+const PAGE: usize = 64;
 
 /// Where to run.
 pub enum Device {
-    Gpu(GpuOptions),
+    Gpu(Allocations),
     Emulated(u32),
 }
 
@@ -20,13 +26,18 @@ impl Device {
         matches!(self, Device::Emulated(_))
     }
 
+    /// Where every launch takes long: emulated, or watched by a memory checker.
+    pub fn is_small(&self) -> bool {
+        !matches!(self, Device::Gpu(Allocations::Shared))
+    }
+
+    pub fn info(&self) -> DeviceInfo {
+        self.driver().device().clone()
+    }
+
     pub fn driver(&self) -> Box<dyn Driver> {
         match self {
-            Device::Gpu(options) => {
-                let gpu = Gpu::open(options).expect("it opened before");
-                gpu.use_library();
-                Box::new(gpu)
-            }
+            Device::Gpu(allocations) => Box::new(Lease::new(*allocations)),
             Device::Emulated(arch) => emulator(Arch(*arch), 0),
         }
     }
@@ -37,35 +48,46 @@ impl Device {
 
     /// The emulator of the same architecture, to compare with.
     pub fn twin(&self) -> CudaBackend {
-        let arch = match self {
-            Device::Gpu(_) => self.driver().device().arch,
-            Device::Emulated(arch) => Arch(*arch),
-        };
-        CudaBackend::new(emulator(arch, 5), strict())
+        CudaBackend::new(emulator(self.info().arch, 5), strict())
     }
 }
 
 fn emulator(arch: Arch, seed: u64) -> Box<dyn Driver> {
-    Box::new(SimDriver::new(arch, Options { seed, threads: 2 }))
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(16) as u32);
+    Box::new(SimDriver::new(arch, Options { seed, threads }))
 }
 
 pub fn strict() -> CudaOptions {
     CudaOptions { determinism: Determinism::Strict, ..CudaOptions::default() }
 }
 
-/// Normal values.
+/// Normal values; beyond a million they repeat.
 pub fn normal(rng: &mut SplitMix, n: usize) -> Vec<f32> {
-    (0..n).map(|_| rng.normal() as f32).collect()
+    let some: Vec<f32> = (0..n.min(STRETCH)).map(|_| rng.normal() as f32).collect();
+    repeated(&some, n)
 }
 
-/// A weight with rows of about unit length; large ones repeat a stretch of values.
+pub fn repeated<T: Copy>(some: &[T], n: usize) -> Vec<T> {
+    let mut all = Vec::with_capacity(n);
+    while all.len() < n {
+        all.extend_from_slice(&some[..some.len().min(n - all.len())]);
+    }
+    all
+}
+
+pub fn narrow(values: &[f32]) -> Vec<half::bf16> {
+    values.iter().map(|&x| half::bf16::from_f32(x)).collect()
+}
+
+/// A weight with rows of about unit length.
 pub fn weight(backend: &mut dyn Backend, rng: &mut SplitMix, n: usize, k: usize) -> LinearId {
-    const STRETCH: usize = 1 << 20;
     let scale = 1.0 / (k as f32).sqrt();
-    let some: Vec<half::bf16> =
-        normal(rng, STRETCH.min(n * k)).iter().map(|x| half::bf16::from_f32(x * scale)).collect();
-    let all: Vec<half::bf16> = some.iter().cycle().take(n * k).copied().collect();
-    let tensor = HostTensor::new(HostType::Bf16, n, k, bytemuck::cast_slice(&all)).expect("sizes agree");
+    let some: Vec<f32> = normal(rng, STRETCH.min(n * k)).iter().map(|x| x * scale).collect();
+    weight_of(backend, &repeated(&narrow(&some), n * k), n, k)
+}
+
+pub fn weight_of(backend: &mut dyn Backend, values: &[half::bf16], n: usize, k: usize) -> LinearId {
+    let tensor = HostTensor::new(HostType::Bf16, n, k, bytemuck::cast_slice(values)).expect("sizes agree");
     backend.linear_weight(&[tensor], WeightForm::Bf16).expect("device memory")
 }
 
@@ -94,26 +116,42 @@ pub fn limits(backend: &mut dyn Backend, limits: StepLimits) {
 /// Makes the pool and fills all its pages with normal values.
 pub fn pool(backend: &mut dyn Backend, rng: &mut SplitMix, shape: KvShape) {
     backend.kv_pool(shape).expect("device memory");
-    let bytes = shape.page_bytes();
-    let values: Vec<half::bf16> = normal(rng, bytes / 2).iter().map(|&x| half::bf16::from_f32(x)).collect();
+    let values = narrow(&normal(rng, shape.page_bytes() / 2));
     backend.page_write(0, bytemuck::cast_slice(&values));
     let pairs: Vec<(u32, u32)> = (1..shape.pages as u32).map(|page| (0, page)).collect();
     backend.page_copy(&pairs);
 }
 
-/// Seconds that one of `rounds` calls takes: the median of five measurements, each ended by `wait`.
-pub fn seconds(rounds: usize, mut work: impl FnMut(usize), mut wait: impl FnMut()) -> f64 {
-    let clock = SystemClock::new();
-    work(0);
-    wait();
-    let mut taken: Vec<f64> = (0..5)
-        .map(|_| {
-            let begun = clock.now();
-            (0..rounds).for_each(&mut work);
-            wait();
-            clock.now().since(begun).as_secs_f64() / rounds as f64
-        })
-        .collect();
-    taken.sort_by(f64::total_cmp);
-    taken[2]
+/// Limits and a pool for steps that only have rows.
+pub fn plain_pool(backend: &mut dyn Backend, rng: &mut SplitMix, rows: usize) {
+    limits(backend, StepLimits { rows, seqs: rows.min(256), positions: rows.max(PAGE), heads: 8 });
+    let pages = rows.div_ceil(PAGE).max(rows.min(256));
+    let kind = KvType::Bf16;
+    pool(backend, rng, KvShape { pages, page_tokens: PAGE, layers: 1, kv_heads: 1, head_dim: 64, kind });
+}
+
+/// Begins a step of one sequence of `rows` tokens.
+pub fn begin_rows(backend: &mut dyn Backend, rows: usize) {
+    let (tokens, table) = (vec![0; rows], (0..rows.div_ceil(PAGE) as u32).collect::<Vec<_>>());
+    let spans = [SeqSpan { row: 0, rows: rows as u32, start: 0, table: 0 }];
+    backend.begin(&Batch { tokens: &tokens, spans: &spans, page_table: &table });
+}
+
+/// Begins a step of `rows` sequences of one token.
+pub fn begin_decodes(backend: &mut dyn Backend, rows: usize) {
+    let (tokens, table) = (vec![0; rows], (0..rows as u32).collect::<Vec<_>>());
+    let spans: Vec<SeqSpan> =
+        (0..rows as u32).map(|row| SeqSpan { row, rows: 1, start: 0, table: row }).collect();
+    backend.begin(&Batch { tokens: &tokens, spans: &spans, page_table: &table });
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    (difference / b.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
 }

@@ -2,27 +2,24 @@
 
 use cusim::{Options, conformance};
 use kernels::cuda::Driver;
-use kernels::cuda::driver::{DevicePtr, Launch, TensorMapSpec};
+use kernels::cuda::driver::{Arch, DevicePtr, Launch, Swizzle, TensorMapSpec};
 
 use crate::bench::Device;
 use crate::report::Report;
 
 pub fn run(device: &Device, report: &mut Report) {
-    let driver = device.driver();
-    let arch = driver.device().arch.0;
-    let mut same = 0;
+    let arch = device.info().arch;
     for case in conformance::cases() {
-        if case.sm > arch || (case.sm == 90 && arch != 90) {
+        if case.sm > arch.0 || (case.sm == 90 && !Arch::is_hopper(arch)) {
             continue;
         }
-        let emulated = case.emulate(&Options::seeded(2)).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let found = on_device(&*driver, &case);
-        match case.compare(&found, &emulated) {
-            Ok(()) => same += 1,
-            Err(difference) => report.check(format!("conformance {}", case.name), difference, false),
-        }
+        report.attempt(&format!("conformance {}", case.name), |report| {
+            let emulated = case.emulate(&Options::seeded(2)).unwrap_or_else(|e| panic!("{e}"));
+            let compared = case.compare(&on_device(&*device.driver(), &case), &emulated);
+            let found = compared.as_ref().err().map_or("as emulated", String::as_str);
+            report.check(&format!("conformance {}", case.name), found, compared.is_ok());
+        });
     }
-    report.check("conformance", format!("{same} cases agree with the emulator"), same > 0);
 }
 
 fn on_device(driver: &dyn Driver, case: &conformance::Case) -> Vec<u32> {
@@ -50,5 +47,9 @@ fn described(spec: &cusim::TensorMapSpec) -> TensorMapSpec {
         strides: std::array::from_fn(|i| fill(&spec.strides, i, 0)),
         boxes: std::array::from_fn(|i| spec.tile.get(i).copied().unwrap_or(1)),
         rank: rank as u32,
+        swizzle: match spec.swizzle {
+            cusim::Swizzle::None => Swizzle::None,
+            cusim::Swizzle::Bytes128 => Swizzle::Bytes128,
+        },
     }
 }

@@ -1,25 +1,21 @@
-//! What was found: checks that passed or failed, and rows of measurements; as text and as JSON.
+//! What was found: checks that passed or failed, and rows of measurements; each written as soon as it is known.
+//!
+//! A kernel that hangs or a dead device ends the process. So every result is a line of JSON that was flushed before
+//! the next launch, and the name of what runs next is written first: what is missing has a name.
 
-use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use kernels::cuda::Driver;
-use kernels::cuda::gpu::Gpu;
 use kernels::cuda::source;
 
-/// One check.
-pub struct Check {
-    pub what: String,
-    /// The figure behind the verdict.
-    pub found: String,
-    pub passed: bool,
-}
-
-/// One measurement; times are medians.
+/// One measurement: the median and the least of several.
 pub struct Row {
     pub case: String,
     pub unit: &'static str,
     pub value: f64,
+    pub best: f64,
     /// What the device allows, by this run's ceilings.
     pub floor: Option<f64>,
     /// What the project wants, as a share of the floor or as a figure.
@@ -30,87 +26,95 @@ impl Row {
     /// The share of what is possible, for times and rates alike.
     fn share(&self) -> Option<f64> {
         let floor = self.floor?;
-        Some(if self.unit.ends_with('s') && !self.unit.contains('/') {
-            floor / self.value
-        } else {
-            self.value / floor
-        })
+        Some(if self.unit == "us" { floor / self.value } else { self.value / floor })
     }
 }
 
 pub struct Report {
-    device: String,
-    checks: Vec<Check>,
-    rows: Vec<Row>,
+    lines: Option<File>,
+    failures: usize,
 }
 
 impl Report {
-    pub fn new() -> Self {
-        Self { device: "emulated".into(), checks: Vec::new(), rows: Vec::new() }
+    /// Appends to `path`.
+    pub fn new(path: Option<&Path>) -> Self {
+        let open = |path: &Path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        };
+        Self { lines: path.map(open), failures: 0 }
     }
 
-    pub fn describe(&mut self, gpu: &Gpu) {
-        let info = gpu.device();
-        self.device =
-            format!("{}, {} SMs, {}, driver {}", info.name, info.sms, info.arch.target(), info.driver);
-        for (unit, origin) in gpu.origins() {
-            println!("kernels {unit}: {origin:?}");
+    /// Where the results are from.
+    pub fn describe(&mut self, device: &str, driver: &str, library: Option<&str>) {
+        println!("{device}, driver {driver}, library {library:?}, kernels {}", source::hash_of_all());
+        self.line(&[
+            ("device", quoted(device)),
+            ("driver", quoted(driver)),
+            ("library", library.map_or("null".into(), quoted)),
+            ("kernels", quoted(&source::hash_of_all())),
+        ]);
+    }
+
+    /// Says what comes next, then runs it; a panic is a failed check, and the next may run.
+    pub fn attempt(&mut self, what: &str, work: impl FnOnce(&mut Report)) {
+        println!("... {what}");
+        self.line(&[("begun", quoted(what))]);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+            self.check(what, &format!("panic: {text}"), false);
         }
     }
 
-    pub fn check(&mut self, what: impl Into<String>, found: impl Into<String>, passed: bool) {
-        let check = Check { what: what.into(), found: found.into(), passed };
-        let verdict = if passed { "ok  " } else { "FAIL" };
-        println!("{verdict} {}: {}", check.what, check.found);
-        self.checks.push(check);
+    pub fn check(&mut self, what: &str, found: &str, passed: bool) {
+        println!("{} {what}: {found}", if passed { "ok  " } else { "FAIL" });
+        self.failures += usize::from(!passed);
+        self.line(&[("check", quoted(what)), ("found", quoted(found)), ("passed", passed.to_string())]);
     }
 
-    pub fn row(&mut self, row: Row) {
-        println!("{}", line(&row));
-        self.rows.push(row);
+    pub fn row(&mut self, row: &Row) {
+        let share = row.share();
+        let said = share.map_or(String::new(), |s| format!("{:5.1} %", 100.0 * s));
+        println!("{:48} {:12.2} {:8} {said}", row.case, row.value, row.unit);
+        let number = |v: Option<f64>| v.map_or("null".into(), |v| format!("{v:.4}"));
+        self.line(&[
+            ("case", quoted(&row.case)),
+            ("unit", quoted(row.unit)),
+            ("value", number(Some(row.value))),
+            ("best", number(Some(row.best))),
+            ("floor", number(row.floor)),
+            ("share", number(share)),
+            ("target", quoted(row.target)),
+        ]);
+    }
+
+    /// The last line: this part came to its end.
+    pub fn end(&mut self) {
+        self.line(&[("ended", (self.failures == 0).to_string())]);
     }
 
     pub fn failures(&self) -> usize {
-        self.checks.iter().filter(|c| !c.passed).count()
+        self.failures
     }
 
-    pub fn print(&self) {
-        println!("\n{} · kernels {}", self.device, source::hash_of_all());
-        println!("{} checks, {} failed", self.checks.len(), self.failures());
-        for check in self.checks.iter().filter(|c| !c.passed) {
-            println!("FAIL {}: {}", check.what, check.found);
-        }
-        self.rows.iter().for_each(|row| println!("{}", line(row)));
-    }
-
-    pub fn write(&self, path: &Path) {
-        let mut out = String::from("{\n");
-        let _ = writeln!(out, " \"device\": {:?},\n \"kernels\": {:?},", self.device, source::hash_of_all());
-        let _ = writeln!(out, " \"checks\": {}, \"failed\": [", self.checks.len());
-        let failed: Vec<String> = (self.checks.iter().filter(|c| !c.passed))
-            .map(|c| format!("  {:?}", format!("{}: {}", c.what, c.found)))
-            .collect();
-        let _ = writeln!(out, "{}\n ],\n \"rows\": [", failed.join(",\n"));
-        let rows: Vec<String> = self.rows.iter().map(json).collect();
-        let _ = writeln!(out, "{}\n ]\n}}", rows.join(",\n"));
-        if let Err(error) = std::fs::write(path, out) {
-            eprintln!("error: {}: {error}", path.display());
-        }
+    fn line(&mut self, fields: &[(&str, String)]) {
+        let Some(file) = &mut self.lines else { return };
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+        let written = file.write_all(format!("{{{}}}\n", fields.join(", ")).as_bytes());
+        written.and_then(|()| file.flush()).expect("the results can be written");
     }
 }
 
-fn line(row: &Row) -> String {
-    let share = row
-        .share()
-        .map_or(String::new(), |s| format!("{:5.1} % of floor {:.1}", 100.0 * s, row.floor.unwrap_or(0.0)));
-    format!("{:44} {:10.2} {:8} {share:32} target {}", row.case, row.value, row.unit, row.target)
-}
-
-fn json(row: &Row) -> String {
-    let floor = row.floor.map_or("null".into(), |f| format!("{f:.4}"));
-    let share = row.share().map_or("null".into(), |s| format!("{s:.4}"));
-    format!(
-        "  {{\"case\": {:?}, \"unit\": {:?}, \"value\": {:.4}, \"floor\": {floor}, \"share\": {share}, \"target\": {:?}}}",
-        row.case, row.unit, row.value, row.target
-    )
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }

@@ -28,7 +28,9 @@ use self::graph::Graphs;
 use self::library::CublasLt;
 use self::modules::Modules;
 use self::staging::Staging;
-use super::driver::{Arch, DeviceInfo, DevicePtr, Driver, Gemm, GraphId, Launch, TensorMap, TensorMapSpec};
+use super::driver::{
+    Arch, DeviceInfo, DevicePtr, Driver, Gemm, GraphId, Launch, Swizzle, TensorMap, TensorMapSpec,
+};
 use crate::KernelError;
 
 pub use self::cache::CubinCache;
@@ -395,6 +397,10 @@ fn encode(spec: &TensorMapSpec) -> TensorMap {
     #[repr(C, align(128))]
     struct Map(cu::CUtensorMap);
     let mut map = Map(cu::CUtensorMap { opaque: [0; 16] });
+    let swizzle = match spec.swizzle {
+        Swizzle::None => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        Swizzle::Bytes128 => cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
     // SAFETY: the arrays hold `rank` entries, the map is aligned and writable.
     let outcome = unsafe {
         cu::cuTensorMapEncodeTiled(
@@ -407,7 +413,7 @@ fn encode(spec: &TensorMapSpec) -> TensorMap {
             spec.boxes.as_ptr(),
             [1u32; 4].as_ptr(),
             cu::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            cu::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            swizzle,
             cu::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             cu::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
