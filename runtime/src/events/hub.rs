@@ -325,9 +325,9 @@ mod tests {
 
     /// Waits until so many batches were recorded.
     fn until(hub: &EventHub, next: u64) {
-        while hub.extent().next < next {
-            std::thread::yield_now();
-        }
+        let mut head = hub.head();
+        let wait = async move { head.wait_for(|at| *at >= next).await.map(|_| ()) };
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(wait).unwrap();
     }
 
     #[test]
@@ -359,6 +359,7 @@ mod tests {
         let hub = hub(EventsConfig { snapshots: Snapshots::On, ..EventsConfig::default() });
         hub.publish(stored(5, 0, 1));
         hub.publish(stored(6, 0, 2));
+        until(&hub, 2);
         let (namespace, up_to) = (NamespaceId(5), Generation(0));
         while hub.purge(namespace, up_to) == Forgotten::NotYet {
             std::thread::yield_now();
