@@ -325,9 +325,9 @@ mod tests {
 
     /// Waits until so many batches were recorded.
     fn until(hub: &EventHub, next: u64) {
-        while hub.extent().next < next {
-            std::thread::yield_now();
-        }
+        let mut head = hub.head();
+        let wait = async move { head.wait_for(|at| *at >= next).await.map(|_| ()) };
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(wait).unwrap();
     }
 
     #[test]
