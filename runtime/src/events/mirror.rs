@@ -13,7 +13,7 @@
 //! Order: a block is born after its parent, because a tier holds whole prefixes from the root and is told of
 //! parents first, and lives as long as any child for the same reason. So the order of birth puts parents first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use base::{Generation, NamespaceId, Tier};
@@ -151,10 +151,14 @@ impl Mirror {
 
     /// The blocks of these namespaces, or all if there are none; `None` if there were too many to keep.
     pub fn snapshot(&self, namespaces: &[NamespaceId]) -> Option<Snapshot> {
-        let is_meant = |owner: &Owner| namespaces.is_empty() || namespaces.contains(&owner.namespace);
+        // Owners are few and blocks are many: whose are meant is decided once per owner.
+        let wanted: BTreeSet<NamespaceId> = namespaces.iter().copied().collect();
+        let is_meant = |owner: &Owner| wanted.is_empty() || wanted.contains(&owner.namespace);
+        let meant: Vec<Option<Owner>> =
+            self.owners.slots.iter().map(|(owner, _)| Some(*owner).filter(is_meant)).collect();
         let held = |(&hash, block): (&u64, &Block)| {
             let Block { parent, born, tiers, .. } = *block;
-            let owner = self.owners.get(block.owner).filter(is_meant)?;
+            let owner = (*meant.get(block.owner as usize)?)?;
             Some(Held { born, hash, parent, owner, tiers })
         };
         self.is_whole.then(|| Snapshot { blocks: self.blocks.iter().filter_map(held).collect() })
@@ -248,7 +252,7 @@ impl Hasher for AsIs {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use base::{AdapterId, ChainHash};
     use proptest::prelude::*;
