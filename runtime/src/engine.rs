@@ -229,8 +229,9 @@ impl Engine {
         if names.is_empty() {
             names.push((NamespaceId(0), DEFAULT.to_owned()));
         }
-        let generations =
-            namespaces.iter().map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
+        let generations = namespaces
+            .iter()
+            .map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
         let shared = Shared {
             names: names.into(),
             generations: Mutex::new(generations.collect()),

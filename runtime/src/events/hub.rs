@@ -380,9 +380,16 @@ mod tests {
 
     /// Waits until so many batches were recorded.
     fn until(hub: &EventHub, next: u64) {
-        let mut head = hub.head();
-        let wait = async move { head.wait_for(|at| *at >= next).await.map(|_| ()) };
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(wait).unwrap();
+        eventually(|| hub.extent().next >= next);
+    }
+
+    /// What hangs is a failure, not a test that never ends.
+    fn eventually(is_so: impl Fn() -> bool) {
+        let clock = base::SystemClock::new();
+        while !is_so() {
+            assert!(clock.now() < base::Nanos(60_000_000_000), "it does not come to pass");
+            std::thread::yield_now();
+        }
     }
 
     fn read(hub: &EventHub, sequence: u64) -> Arc<Record> {
@@ -423,9 +430,7 @@ mod tests {
         let told = |of| TierEvent { sequence: 1, tier: Tier::Device, change: KvChange::Stored(run(of)) };
         hub.publish((0..4).map(told).collect());
         hub.publish(removed(9));
-        while hub.snapshot(&[]).unwrap().1 == 0 {
-            std::thread::yield_now();
-        }
+        eventually(|| hub.snapshot(&[]).unwrap().1 > 0);
         let (snapshot, next) = hub.snapshot(&[]).unwrap();
         assert!(snapshot.len() == 20_000 && next > 4, "{next}");
         let records: Vec<_> = (0..next).map(|sequence| read(&hub, sequence)).collect();
@@ -450,10 +455,7 @@ mod tests {
         }
         let hub = EventHub::start(EventsConfig::default(), Arc::new(Broken)).unwrap();
         hub.publish(removed(1));
-        while hub.read(0) == Read::Nothing {
-            std::thread::yield_now();
-        }
-        assert_eq!(hub.read(0), Read::Ended);
+        eventually(|| hub.read(0) == Read::Ended);
         assert_eq!(hub.purge(NamespaceId(1), Generation(0)), Forgotten::Done);
     }
 
@@ -472,9 +474,7 @@ mod tests {
         let Change::Stored(run) = &in_hand.changes[0] else { panic!() };
         assert!(hub.is_purged(&run.owner));
         drop(in_hand);
-        while purge() == Forgotten::NotYet {
-            std::thread::yield_now();
-        }
+        eventually(|| purge() == Forgotten::Done);
     }
 
     #[test]
@@ -495,9 +495,7 @@ mod tests {
         hub.publish(stored(6, 0, 2));
         until(&hub, 2); // what has not been taken in when a purge is asked for is never recorded
         let (namespace, up_to) = (NamespaceId(5), Generation(0));
-        while hub.purge(namespace, up_to) == Forgotten::NotYet {
-            std::thread::yield_now();
-        }
+        eventually(|| hub.purge(namespace, up_to) == Forgotten::Done);
         // What was on its way meanwhile comes too late, what is of the next generation does not.
         hub.publish(stored(5, 0, 3));
         hub.publish(stored(5, 1, 4));

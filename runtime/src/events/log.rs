@@ -78,7 +78,9 @@ impl Log {
         if sequence < oldest {
             return Read::Missed { oldest };
         }
-        self.records.get((sequence - oldest) as usize).map_or(Read::Nothing, |found| Read::Record(Arc::clone(found)))
+        self.records
+            .get((sequence - oldest) as usize)
+            .map_or(Read::Nothing, |found| Read::Record(Arc::clone(found)))
     }
 
     /// Drops the tokens of a namespace up to a generation; that it was told of stays.

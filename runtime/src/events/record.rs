@@ -130,7 +130,9 @@ impl Change {
     pub fn split(self, bytes_max: usize) -> Vec<Change> {
         let too_large = self.bytes() > bytes_max;
         match self {
-            Change::Stored(run) if too_large => run.split(bytes_max).into_iter().map(Change::Stored).collect(),
+            Change::Stored(run) if too_large => {
+                run.split(bytes_max).into_iter().map(Change::Stored).collect()
+            }
             Change::Removed { tier, namespace, hashes } if too_large => {
                 let parts = hashes.chunks((bytes_max / 8).max(1));
                 parts.map(|part| Change::Removed { tier, namespace, hashes: part.to_vec() }).collect()

@@ -264,8 +264,8 @@ where
 
 #[cfg(test)]
 mod tests {
-    use base::{ChainHash, ManualClock, Tier};
-    use kvcache::{KvChange, TierEvent};
+    use base::{AdapterId, ChainHash, Generation, ManualClock, NamespaceId, Tier};
+    use kvcache::{KvChange, Stored, TierEvent};
 
     use super::super::hub::EventsConfig;
     use super::*;
@@ -313,6 +313,34 @@ mod tests {
         let first = message(&mut client).await;
         assert_eq!((first[0].len(), first[1].as_slice()), (0, &0u64.to_be_bytes()[..]));
         while message(&mut client).await[1] != END {}
+    }
+
+    #[tokio::test]
+    async fn a_peer_in_the_midst_of_purged_tokens_is_cut() {
+        let hub = EventHub::start(EventsConfig::default(), Arc::new(ManualClock::default())).unwrap();
+        let stored = Stored {
+            namespace: NamespaceId(5),
+            generation: Generation(0),
+            adapter: AdapterId(0),
+            parent: None,
+            names: vec![ChainHash([1; 32])],
+            tokens: vec![7; 64],
+            page_tokens: 64,
+        };
+        hub.publish(vec![TierEvent { sequence: 1, tier: Tier::Host, change: KvChange::Stored(stored) }]);
+        let _ = hub.head().wait_for(|next| *next > 0).await;
+        let Read::Record(record) = hub.read(0) else { panic!() };
+        let (mut writer, _unread) = tokio::io::duplex(8);
+        let mut purges = hub.purges();
+        let mut sending = std::pin::pin!(send(&mut writer, &hub, &record, b"", &mut purges));
+        tokio::select! {
+            biased;
+            done = &mut sending => panic!("{done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        hub.purge(NamespaceId(6), Generation(0));
+        hub.purge(NamespaceId(5), Generation(0));
+        assert_eq!(sending.await.unwrap_err().kind(), io::ErrorKind::Other);
     }
 
     #[tokio::test]

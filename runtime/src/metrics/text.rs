@@ -117,7 +117,11 @@ impl Page<'_> {
     }
 
     fn rpc(&mut self, rpc: &RpcMetrics) {
-        self.head("grpc_calls_total", "counter", "gRPC calls and streams that have ended, by method and code.");
+        self.head(
+            "grpc_calls_total",
+            "counter",
+            "gRPC calls and streams that have ended, by method and code.",
+        );
         for (method, code, calls) in rpc.calls() {
             self.sample("grpc_calls_total", &format!(",method=\"{method}\",code=\"{code}\""), calls as f64);
         }

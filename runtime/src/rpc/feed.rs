@@ -22,8 +22,8 @@ use std::time::Duration;
 use base::NamespaceId;
 use proto::v1::kv_events_response::Message;
 use proto::v1::{
-    Cleared, Event, EventBatch, Gap, Heartbeat, Hello, KvEventsResponse, Position, Purged, Removed, SnapshotEnd,
-    SnapshotPage, SnapshotPolicy, event,
+    Cleared, Event, EventBatch, Gap, Heartbeat, Hello, KvEventsResponse, Position, Purged, Removed,
+    SnapshotEnd, SnapshotPage, SnapshotPolicy, event,
 };
 use tokio::sync::{Semaphore, watch};
 use tonic::{Code, Status};

@@ -67,13 +67,13 @@ impl Drop for Call {
     }
 }
 
-/// Connections by address.
+/// Connections, or whatever else is bounded by address.
 pub(super) struct Peers {
     open: Mutex<HashMap<IpAddr, usize>>,
     most: usize,
 }
 
-/// One of a peer's connections.
+/// One of a peer's.
 pub(super) struct Peer {
     peers: Arc<Peers>,
     address: IpAddr,
@@ -94,6 +94,12 @@ impl Peers {
         }
         *count += 1;
         Some(Peer { peers: Arc::clone(self), address })
+    }
+}
+
+impl Peer {
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 }
 

@@ -34,7 +34,7 @@ const PING: Duration = Duration::from_secs(20);
 /// For streams to be taken to their end, and for cut connections to end.
 const GRACE: Duration = Duration::from_secs(1);
 /// Connections without a call. Clients open theirs anew when they need it.
-const IDLE: Idle = Idle { first: Duration::from_secs(10), between: Duration::from_secs(600) };
+const IDLE: Idle = Idle { first: Duration::from_secs(30), between: Duration::from_secs(600) };
 
 /// Serves `quire.v1` until `shutdown` resolves, then drains. Dropping the future cuts everything at once.
 pub async fn serve(
@@ -53,8 +53,8 @@ pub async fn serve(
         // One whose peer has too many, or is gone already, is closed by being dropped.
         let peer = stream.peer_addr().ok().and_then(|address| peers.enter(address.ip()));
         if let Some(peer) = peer {
-            let counted = app.metrics().rpc.connections.enter();
-            tokio::spawn(connection(stream, service.clone(), phase.subscribe(), Seat { slot, peer, counted }));
+            let seat = Seat { _slot: slot, peer, _counted: app.metrics().rpc.connections.enter() };
+            tokio::spawn(connection(stream, service.clone(), phase.subscribe(), seat));
         }
     };
     accept(listener, &slots, shutdown, begin).await;
@@ -62,20 +62,13 @@ pub async fn serve(
 }
 
 /// What a connection gives back when it ends.
-#[expect(dead_code, reason = "held, not read")]
 struct Seat {
-    slot: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
     peer: Peer,
-    counted: Counted,
+    _counted: Counted,
 }
 
-async fn drain(
-    app: &App,
-    phase: &watch::Sender<Phase>,
-    slots: &Semaphore,
-    open: &Open,
-    all: u32,
-) -> Drained {
+async fn drain(app: &App, phase: &watch::Sender<Phase>, slots: &Semaphore, open: &Open, all: u32) -> Drained {
     let before = open.count();
     phase.send_replace(Phase::Draining);
     let closed = async {
@@ -94,7 +87,7 @@ async fn connection(
     stream: TcpStream,
     service: TowerToHyperService<axum::Router>,
     mut phase: watch::Receiver<Phase>,
-    _seat: Seat,
+    seat: Seat,
 ) {
     let _ = stream.set_nodelay(true);
     // One that says nothing at all costs a task and no more, and ends with the server.
@@ -106,9 +99,10 @@ async fn connection(
         return;
     }
     let calls = Calls::new();
-    let theirs = calls.clone();
+    let (theirs, address) = (calls.clone(), seat.peer.address());
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(theirs.clone());
+        request.extensions_mut().insert(address);
         hyper::service::Service::call(&service, request)
     });
     let connection = http2::Builder::new(TokioExecutor::new())

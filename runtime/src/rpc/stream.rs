@@ -79,10 +79,12 @@ impl Streams {
         F: Future<Output = Result<Infallible, Status>> + Send + 'static,
     {
         let seat = Arc::clone(&self.seats).try_acquire_owned();
-        let seat = seat.map_err(|_| busy("too_many_streams", "too many streams are open; try again later"))?;
+        let seat =
+            seat.map_err(|_| busy("too_many_streams", "too many streams are open; try again later"))?;
         let (sender, inbox) = mpsc::channel(1);
         let asked = Arc::new(Notify::new());
-        let work = work(Outlet { sender: sender.clone(), asked: Arc::clone(&asked), stall_max: self.stall_max });
+        let work =
+            work(Outlet { sender: sender.clone(), asked: Arc::clone(&asked), stall_max: self.stall_max });
         let seat = (seat, self.open.enter());
         tokio::spawn(drive(work, sender, deadline, self.phase.clone(), seat));
         Ok(Messages { inbox, asked, has_asked: false, has_ended: false })

@@ -39,7 +39,8 @@ impl Names {
 
     /// Several at once, ascending and each once; or the place of the first that is unknown.
     pub fn find(&self, names: &[String]) -> Result<Vec<NamespaceId>, usize> {
-        let known: HashMap<&str, NamespaceId> = self.0.iter().map(|(id, name)| (name.as_str(), *id)).collect();
+        let known: HashMap<&str, NamespaceId> =
+            self.0.iter().map(|(id, name)| (name.as_str(), *id)).collect();
         let ids = names.iter().enumerate().map(|(at, name)| known.get(name.as_str()).copied().ok_or(at));
         Ok(ids.collect::<Result<BTreeSet<_>, _>>()?.into_iter().collect())
     }
@@ -223,7 +224,8 @@ mod tests {
     fn names_are_found_once_each_and_the_first_unknown_is_named() {
         let names = [(NamespaceId(2), "b".to_owned()), (NamespaceId(1), "a".to_owned())];
         let names = Names::new(names.into());
-        let find = |asked: &[&str]| names.find(&asked.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let find =
+            |asked: &[&str]| names.find(&asked.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         assert_eq!(find(&["b", "a", "b"]), Ok(vec![NamespaceId(1), NamespaceId(2)]));
         assert_eq!(find(&["a", "x", "y"]), Err(1));
     }
