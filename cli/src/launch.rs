@@ -172,6 +172,7 @@ impl Launch {
             retention: self.retention(),
             limits: self.server.limits.clone(),
             drain: self.server.drain,
+            grpc_connections_max: self.server.grpc_connections,
             raising: self.server.raising,
             scrapers: self.server.scrapers.clone(),
             metrics_alias: self.server.metrics_alias,

@@ -3,6 +3,7 @@
 //! The inbox is bounded by counting admitted sequences: at the bound `submit` refuses at once with
 //! [`Refusal::Overloaded`], so that a client hears it instead of waiting in a queue nobody sees.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,6 +138,15 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
+/// Where a namespace stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Generations {
+    /// Of what is stored from now on.
+    pub generation: Generation,
+    /// The first that can be used.
+    pub floor: Generation,
+}
+
 /// Whether the engine can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -160,6 +170,9 @@ struct Shared {
     next_id: AtomicU64,
     requests_max: usize,
     keys: Option<Arc<Mutex<Keys>>>,
+    /// Of all namespaces, for whoever must not wait for `keys`, whose lock is held while files are synced.
+    names: Arc<[(NamespaceId, String)]>,
+    generations: Mutex<BTreeMap<NamespaceId, Generations>>,
     journal: Option<Arc<Journal>>,
     cold: Vec<Arc<dyn PageTier>>,
 }
@@ -211,7 +224,17 @@ impl Engine {
         (inbox, outbox): Mailbox,
     ) -> std::io::Result<(Engine, JoinHandle<()>)> {
         let stats = Arc::new(EngineStats::default());
+        let namespaces = keys.as_ref().map(Keys::namespaces).unwrap_or_default();
+        let mut names: Vec<_> = namespaces.iter().map(|of| (of.id, of.spec.name.clone())).collect();
+        if names.is_empty() {
+            names.push((NamespaceId(0), DEFAULT.to_owned()));
+        }
+        let generations = namespaces
+            .iter()
+            .map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
         let shared = Shared {
+            names: names.into(),
+            generations: Mutex::new(generations.collect()),
             inbox: inbox.clone(),
             stats: Arc::clone(&stats),
             shape: executor.shape(),
@@ -306,11 +329,20 @@ impl Engine {
         self.shared.cold.iter().map(|tier| (tier.tier(), tier.stats())).collect()
     }
 
-    /// Its namespaces by id and name; the default's alone if it was given none.
-    pub(crate) fn namespaces(&self) -> Vec<(NamespaceId, String)> {
-        let Some(keys) = &self.shared.keys else { return vec![(NamespaceId(0), DEFAULT.to_owned())] };
-        let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.namespaces().iter().map(|namespace| (namespace.id, namespace.spec.name.clone())).collect()
+    /// Its namespaces by id and name; the default's alone if it was given none. Never waits.
+    pub(crate) fn names(&self) -> Arc<[(NamespaceId, String)]> {
+        Arc::clone(&self.shared.names)
+    }
+
+    /// Where each namespace stands that has keys of its own.
+    pub(crate) fn generations(&self) -> BTreeMap<NamespaceId, Generations> {
+        self.shared.generations.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that a namespace has gone on.
+    pub(crate) fn note_generations(&self, namespace: NamespaceId, note: impl FnOnce(&mut Generations)) {
+        let mut generations = self.shared.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        note(generations.entry(namespace).or_default());
     }
 
     /// The trees of a tier as text; `None` if it has none such.

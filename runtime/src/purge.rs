@@ -106,16 +106,21 @@ pub struct PurgeOrder {
 impl Engine {
     /// Purges a namespace and reports. Takes as long as its running requests do, at most `patience`.
     pub async fn purge(&self, order: &PurgeOrder, signer: &NodeSigner) -> Result<SignedReport, PurgeError> {
-        let begun_unix_ms = self.clock().unix_ms();
+        let (begun, begun_unix_ms) = (self.clock().now(), self.clock().unix_ms());
         let keys = self.keys().ok_or_else(|| PurgeError::Unknown(order.namespace.clone()))?;
         let name = order.namespace.clone();
         // The key store syncs a file.
         let keys = Arc::clone(keys);
         let retired = tokio::task::spawn_blocking(move || retire(&keys, &name));
         let (id, up_to, destroyed) = retired.await.map_err(|_| PurgeError::Stopped)??;
-        let waiting = self.begin_purge(id, up_to, order.running);
-        let mut waiting = waiting;
-        let purged = match tokio::time::timeout(order.patience, &mut waiting).await {
+        let next = Generation(up_to.0 + 1);
+        self.note_generations(id, |of| of.generation = of.generation.max(next));
+        let mut waiting = self.begin_purge(id, up_to, order.running);
+        self.note_generations(id, |of| of.floor = of.floor.max(next));
+        // Syncing the key store was part of the wait.
+        let spent = Duration::from_nanos(self.clock().now().0.saturating_sub(begun.0));
+        let patience = order.patience.saturating_sub(spent);
+        let purged = match tokio::time::timeout(patience, &mut waiting).await {
             Ok(purged) => purged.map_err(|_| PurgeError::Stopped)?,
             Err(_) => match self.purge_under_way(id, up_to).await {
                 Ok(purged) => purged,

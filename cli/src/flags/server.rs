@@ -42,6 +42,10 @@ pub struct ServerFlags {
     /// Port for gRPC (quire.v1: KV events, purge, load, health); 0 takes a free one [default: no gRPC]
     #[arg(long, value_name = "PORT", env = "QUIRE_GRPC_PORT", hide_env_values = true)]
     pub grpc_port: Option<u16>,
+    /// Connections to the gRPC port; any one address gets half of them
+    #[arg(long, value_name = "N", env = "QUIRE_GRPC_CONNECTIONS", hide_env_values = true, default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub grpc_connections: u32,
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
     #[arg(long, value_name = "KEY", env = "QUIRE_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
@@ -100,6 +104,7 @@ pub struct ServerOptions {
     pub port: u16,
     /// gRPC too, on this port.
     pub grpc_port: Option<u16>,
+    pub grpc_connections: usize,
     pub keys: Vec<String>,
     pub admin_keys: Vec<String>,
     pub scrapers: Scrapers,
@@ -142,6 +147,7 @@ impl ServerFlags {
             host: self.host.clone(),
             port: self.port,
             grpc_port: self.grpc_port,
+            grpc_connections: self.grpc_connections as usize,
             scrapers,
             raising: if self.allow_priority { Raising::Anyone } else { Raising::Operators },
             admin_keys: self.admin_key.clone(),

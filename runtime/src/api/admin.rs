@@ -30,7 +30,7 @@ pub(crate) async fn cache(State(app): State<App>) -> Response<Body> {
 
 async fn cache_report(app: &App) -> Result<Value, ApiError> {
     let engine = &app.replica()?.engine;
-    let names = engine.namespaces();
+    let names = engine.names();
     let ids: Vec<NamespaceId> = names.iter().map(|(id, _)| *id).collect();
     let report = engine.inspect(ids).await.ok_or_else(|| ApiError::unavailable("stopped", "engine"))?;
     let page_bytes = engine.shape().page_bytes;

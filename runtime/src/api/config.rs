@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Open connections; further ones wait in the kernel's backlog.
     pub connections_max: usize,
+    /// Of the gRPC server; any one address has half of them.
+    pub grpc_connections_max: usize,
     /// After the shutdown signal, running requests may go on for this long.
     pub drain: Duration,
     /// A request's head or body that takes longer than this is given up.
@@ -75,6 +77,7 @@ impl Default for ServerConfig {
             retention: Retention::Keep,
             limits: Limits::default(),
             connections_max: 8192,
+            grpc_connections_max: 512,
             drain: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),
             text_lanes: 2,

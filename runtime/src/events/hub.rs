@@ -5,20 +5,21 @@
 //!
 //! A purge is told here too, for two reasons: readers that can hear of it drop the namespace at once, and the
 //! log must forget the tokens that it names. What was stored before a purge and comes through the hand-over
-//! after it is dropped, whatever is behind it in the queue.
+//! after it is dropped, whatever is behind it in the queue. It is told to be done once no reader has such tokens
+//! in hand either: readers take one record at a time, only when it can be sent, and let it go then.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base::{Clock, Generation, NamespaceId};
 use kvcache::{KvChange, TierEvent};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
 use super::log::{Log, Read};
 use super::mirror::{Mirror, Snapshot};
-use super::record::{Change, Record, Run};
-use super::schema::encode;
+use super::record::{Change, Owner, RECORD_BYTES_MAX, Run};
 use crate::api::os_entropy;
 
 /// Batches on their way from the scheduler.
@@ -58,13 +59,6 @@ impl Default for EventsConfig {
     }
 }
 
-/// One batch as it goes over the wire.
-#[derive(Clone, Debug)]
-pub(super) struct Batch {
-    pub sequence: u64,
-    pub payload: Arc<[u8]>,
-}
-
 /// What the engine says of its pages, to whoever asks.
 #[derive(Clone)]
 pub struct EventHub {
@@ -84,8 +78,10 @@ struct Shared {
     log: Mutex<Log>,
     mirror: Mutex<Mirrored>,
     purges: Mutex<BTreeMap<NamespaceId, Purge>>,
-    live: broadcast::Sender<Batch>,
     head: watch::Sender<u64>,
+    /// Counts purges; readers in the midst of sending look whether it is theirs.
+    purged: watch::Sender<u64>,
+    is_alive: AtomicBool,
 }
 
 /// The mirror, and the first record that is not in it.
@@ -102,10 +98,12 @@ struct Purge {
     stage: Stage,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
     Asked,
     OnItsWay,
+    /// The log has forgotten; readers may not have.
+    Dropped,
     Done,
 }
 
@@ -134,12 +132,16 @@ impl EventHub {
             log: Mutex::new(Log::new(config.buffer)),
             mirror: Mutex::new(Mirrored { mirror, next: 0 }),
             purges: Mutex::default(),
-            live: broadcast::channel(config.buffer.clamp(16, 4096)).0,
             head: watch::channel(0).0,
+            purged: watch::channel(0).0,
+            is_alive: AtomicBool::new(true),
             config,
         });
         let theirs = Arc::clone(&shared);
-        base::spawn("events", move || theirs.run(&outbox))?;
+        base::spawn("events", move || {
+            let life = Life(theirs);
+            life.0.run(&outbox);
+        })?;
         Ok(Self { shared, inbox })
     }
 
@@ -159,14 +161,31 @@ impl EventHub {
         if newest.stage == Stage::Asked {
             match self.inbox.try_send(Note::Purged(namespace, newest.up_to)) {
                 Ok(()) => newest.stage = Stage::OnItsWay,
-                Err(TrySendError::Full(_)) => {}
-                Err(TrySendError::Disconnected(_)) => {
-                    lock(&self.shared.log).drop_tokens_of(namespace, up_to);
-                    newest.stage = Stage::Done;
-                }
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
             }
+            self.shared.purged.send_modify(|purges| *purges += 1);
+        }
+        if !self.shared.is_alive() && newest.stage < Stage::Dropped {
+            lock(&self.shared.log).drop_tokens_of(namespace, newest.up_to);
+            newest.stage = Stage::Dropped;
+        }
+        if newest.stage == Stage::Dropped
+            && !lock(&self.shared.log).has_outdated_reader(namespace, newest.up_to)
+        {
+            newest.stage = Stage::Done;
         }
         if newest.stage == Stage::Done { Forgotten::Done } else { Forgotten::NotYet }
+    }
+
+    /// Whether a block's tokens may still be told.
+    pub(crate) fn is_purged(&self, owner: &Owner) -> bool {
+        let purges = lock(&self.shared.purges);
+        purges.get(&owner.namespace).is_some_and(|purge| owner.generation <= purge.up_to)
+    }
+
+    /// Changes with every purge that is asked for.
+    pub(super) fn purges(&self) -> watch::Receiver<u64> {
+        self.shared.purged.subscribe()
     }
 
     pub(super) fn topic(&self) -> &str {
@@ -177,19 +196,8 @@ impl EventHub {
         self.shared.config.incarnation
     }
 
-    /// Encoded batches from now on.
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Batch> {
-        self.shared.live.subscribe()
-    }
-
-    /// Encoded batches from `sequence` on, as far as they are still kept.
-    pub(super) fn replay(&self, sequence: u64) -> Vec<Batch> {
-        let log = lock(&self.shared.log);
-        let Read::Records(records) = log.read(sequence.max(log.oldest()), usize::MAX) else {
-            return Vec::new();
-        };
-        drop(log);
-        records.iter().map(|record| self.shared.batch(record)).collect()
+    pub(super) fn rank(&self) -> u64 {
+        self.shared.config.rank
     }
 
     pub(crate) fn extent(&self) -> Extent {
@@ -197,12 +205,23 @@ impl EventHub {
         Extent { oldest: log.oldest(), next: log.next() }
     }
 
-    /// At most `most` records from `sequence` on.
-    pub(crate) fn read(&self, sequence: u64, most: usize) -> Read {
-        lock(&self.shared.log).read(sequence, most)
+    /// The record of this number. Whoever has it in hand holds up a purge of what it names: take it when it can be
+    /// sent, and let it go.
+    pub(crate) fn read(&self, sequence: u64) -> Read {
+        // Looked at first: what was recorded before the end is read before it is told.
+        let is_alive = self.shared.is_alive();
+        match lock(&self.shared.log).read(sequence) {
+            Read::Nothing if !is_alive => Read::Ended,
+            read => read,
+        }
     }
 
-    /// Changes whenever there is more to read.
+    /// Whether more may follow.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.shared.is_alive()
+    }
+
+    /// Changes whenever there is more to read, or to end.
     pub(crate) fn head(&self) -> watch::Receiver<u64> {
         self.shared.head.subscribe()
     }
@@ -219,7 +238,21 @@ impl EventHub {
     }
 }
 
+/// Tells readers when the hub's thread is gone, however it went.
+struct Life(Arc<Shared>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.is_alive.store(false, Ordering::Release);
+        self.0.head.send_modify(|_| ());
+    }
+}
+
 impl Shared {
+    fn is_alive(&self) -> bool {
+        self.is_alive.load(Ordering::Acquire)
+    }
+
     fn run(&self, outbox: &Receiver<Note>) {
         while let Ok(note) = outbox.recv() {
             match note {
@@ -239,41 +272,61 @@ impl Shared {
             _ => true,
         };
         let mut mirrored = lock(&self.mirror);
-        let changes: Vec<Change> = match &mut mirrored.mirror {
-            Some(mirror) => events.iter().filter(is_current).flat_map(|event| mirror.apply(event)).collect(),
-            None => events.iter().filter(is_current).map(plain).collect(),
-        };
-        if !changes.is_empty() {
-            self.record(mirrored, changes);
+        let mut parts = Parts::default();
+        for event in events.iter().filter(is_current) {
+            let changes = match &mut mirrored.mirror {
+                Some(mirror) => mirror.apply(event),
+                None => vec![plain(event)],
+            };
+            for change in changes.into_iter().flat_map(|change| change.split(RECORD_BYTES_MAX)) {
+                if let Some(full) = parts.push(change) {
+                    self.append(&mut mirrored, full);
+                }
+            }
+        }
+        if !parts.changes.is_empty() {
+            self.append(&mut mirrored, parts.changes);
         }
     }
 
     fn forget(&self, namespace: NamespaceId, up_to: Generation) {
         let mut mirrored = lock(&self.mirror);
         let blocks = mirrored.mirror.as_mut().map_or(0, |mirror| mirror.purge(namespace, up_to));
-        self.record(mirrored, vec![Change::Purged { namespace, up_to, blocks }]);
+        self.append(&mut mirrored, vec![Change::Purged { namespace, up_to, blocks }]);
+        drop(mirrored);
         lock(&self.log).drop_tokens_of(namespace, up_to);
         if let Some(purge) = lock(&self.purges).get_mut(&namespace)
             && purge.up_to == up_to
         {
-            purge.stage = Stage::Done;
+            purge.stage = Stage::Dropped;
         }
     }
 
-    /// Appends what the mirror has taken in.
-    fn record(&self, mut mirrored: MutexGuard<'_, Mirrored>, changes: Vec<Change>) {
+    /// Appends what the mirror takes in; its lock is kept until it has taken in all of it, so that nobody sees a
+    /// snapshot between the parts of a step.
+    fn append(&self, mirrored: &mut Mirrored, changes: Vec<Change>) {
         let record = lock(&self.log).append(self.clock.unix_ms(), changes);
         mirrored.next = record.sequence + 1;
-        drop(mirrored);
-        // Nobody listening is no error.
-        if self.live.receiver_count() > 0 {
-            let _ = self.live.send(self.batch(&record));
-        }
         self.head.send_replace(record.sequence + 1);
     }
+}
 
-    fn batch(&self, record: &Record) -> Batch {
-        Batch { sequence: record.sequence, payload: encode(record, self.config.rank).into() }
+/// Changes of a step until a record is full.
+#[derive(Default)]
+struct Parts {
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+impl Parts {
+    /// Takes a change; gives back the record that had no room for it.
+    fn push(&mut self, change: Change) -> Option<Vec<Change>> {
+        let bytes = change.bytes();
+        let is_full = !self.changes.is_empty() && self.bytes + bytes > RECORD_BYTES_MAX;
+        let full = is_full.then(|| std::mem::take(&mut self.changes));
+        self.bytes = if is_full { bytes } else { self.bytes + bytes };
+        self.changes.push(change);
+        full
     }
 }
 
@@ -298,6 +351,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use base::{AdapterId, ChainHash, ManualClock, Tier};
     use kvcache::Stored;
+
+    use super::super::record::Record;
 
     use super::*;
 
@@ -325,22 +380,101 @@ mod tests {
 
     /// Waits until so many batches were recorded.
     fn until(hub: &EventHub, next: u64) {
-        while hub.extent().next < next {
+        eventually(|| hub.extent().next >= next);
+    }
+
+    /// What hangs is a failure, not a test that never ends.
+    fn eventually(is_so: impl Fn() -> bool) {
+        let clock = base::SystemClock::new();
+        while !is_so() {
+            assert!(clock.now() < base::Nanos(60_000_000_000), "it does not come to pass");
             std::thread::yield_now();
         }
     }
 
+    fn read(hub: &EventHub, sequence: u64) -> Arc<Record> {
+        let Read::Record(record) = hub.read(sequence) else { panic!("no record {sequence}") };
+        record
+    }
+
     #[test]
-    fn what_was_missed_can_be_replayed_as_far_as_it_is_kept() {
+    fn what_was_missed_can_be_read_as_far_as_it_is_kept() {
         let hub = hub(EventsConfig { buffer: 3, ..EventsConfig::default() });
-        let mut live = hub.subscribe();
         for n in 0..5 {
             assert!(hub.publish(removed(n)));
         }
-        let heard: Vec<u64> = (0..5).map(|_| live.blocking_recv().unwrap().sequence).collect();
-        assert_eq!(heard, [0, 1, 2, 3, 4]);
-        let kept: Vec<u64> = hub.replay(1).iter().map(|batch| batch.sequence).collect();
-        assert_eq!(kept, [2, 3, 4]);
+        until(&hub, 5);
+        assert_eq!(hub.read(1), Read::Missed { oldest: 2 });
+        assert_eq!(read(&hub, 4).sequence, 4);
+        assert_eq!(hub.read(5), Read::Nothing);
+    }
+
+    /// A cache told anew is a step as large as the cache.
+    #[test]
+    fn a_large_step_becomes_records_of_bounded_size_and_one_snapshot() {
+        let hub = hub(EventsConfig { snapshots: Snapshots::On, ..EventsConfig::default() });
+        let name = |n: u32| {
+            let mut bytes = [1; 32];
+            bytes[..4].copy_from_slice(&n.to_le_bytes());
+            ChainHash(bytes)
+        };
+        let run = |of: u32| Stored {
+            namespace: NamespaceId(1),
+            generation: Generation(0),
+            adapter: AdapterId(0),
+            parent: None,
+            names: (of * 5000..(of + 1) * 5000).map(name).collect(),
+            tokens: vec![7; 5000 * 16],
+            page_tokens: 16,
+        };
+        let told = |of| TierEvent { sequence: 1, tier: Tier::Device, change: KvChange::Stored(run(of)) };
+        hub.publish((0..4).map(told).collect());
+        hub.publish(removed(9));
+        eventually(|| hub.snapshot(&[]).unwrap().1 > 0);
+        let (snapshot, next) = hub.snapshot(&[]).unwrap();
+        assert!(snapshot.len() == 20_000 && next > 4, "{next}");
+        let records: Vec<_> = (0..next).map(|sequence| read(&hub, sequence)).collect();
+        assert!(records.iter().all(|record| record.bytes() <= RECORD_BYTES_MAX + 128));
+        let blocks = records.iter().flat_map(|record| &record.changes).map(|change| match change {
+            Change::Stored(run) => run.hashes.len(),
+            _ => 0,
+        });
+        assert_eq!(blocks.sum::<usize>(), 20_000);
+    }
+
+    #[test]
+    fn readers_hear_that_the_hub_is_gone() {
+        struct Broken;
+        impl Clock for Broken {
+            fn now(&self) -> base::Nanos {
+                base::Nanos(0)
+            }
+            fn unix_ms(&self) -> u64 {
+                panic!("the clock is broken")
+            }
+        }
+        let hub = EventHub::start(EventsConfig::default(), Arc::new(Broken)).unwrap();
+        hub.publish(removed(1));
+        eventually(|| hub.read(0) == Read::Ended);
+        assert_eq!(hub.purge(NamespaceId(1), Generation(0)), Forgotten::Done);
+    }
+
+    #[test]
+    fn a_purge_is_not_done_while_a_reader_has_its_tokens_in_hand() {
+        let hub = hub(EventsConfig::default());
+        hub.publish(stored(5, 0, 1));
+        until(&hub, 1);
+        let in_hand = read(&hub, 0);
+        let purge = || hub.purge(NamespaceId(5), Generation(0));
+        assert_eq!(purge(), Forgotten::NotYet);
+        until(&hub, 2);
+        for _ in 0..1000 {
+            assert_eq!(purge(), Forgotten::NotYet);
+        }
+        let Change::Stored(run) = &in_hand.changes[0] else { panic!() };
+        assert!(hub.is_purged(&run.owner));
+        drop(in_hand);
+        eventually(|| purge() == Forgotten::Done);
     }
 
     #[test]
@@ -361,14 +495,12 @@ mod tests {
         hub.publish(stored(6, 0, 2));
         until(&hub, 2); // what has not been taken in when a purge is asked for is never recorded
         let (namespace, up_to) = (NamespaceId(5), Generation(0));
-        while hub.purge(namespace, up_to) == Forgotten::NotYet {
-            std::thread::yield_now();
-        }
+        eventually(|| hub.purge(namespace, up_to) == Forgotten::Done);
         // What was on its way meanwhile comes too late, what is of the next generation does not.
         hub.publish(stored(5, 0, 3));
         hub.publish(stored(5, 1, 4));
         until(&hub, 4);
-        let Read::Records(records) = hub.read(0, 9) else { panic!() };
+        let records: Vec<_> = (0..4).map(|sequence| read(&hub, sequence)).collect();
         let tokens = |record: &Record| match &record.changes[0] {
             Change::Stored(run) => run.tokens.len(),
             _ => 0,

@@ -7,11 +7,12 @@
 //!                                             └─▶ mirror ──────┴─▶ `rpc`: snapshot, then changes
 //! ```
 //!
-//! One wire is gRPC (`crate::rpc`), with snapshots. The other is what vLLM's engines speak and routers of the field follow: ZeroMQ PUB with a topic, a
-//! sequence number and a MessagePack batch, and a ROUTER that replays. ZMTP is written here, some three
-//! hundred lines, because the library for it is C++ that a build would have to bring.
+//! One wire is gRPC (`crate::rpc`), with snapshots. The other is what vLLM's engines speak and routers of the
+//! field follow: ZeroMQ PUB with a topic, a sequence number and a MessagePack batch, and a ROUTER that replays.
+//! ZMTP is written here, some three hundred lines, because the library for it is C++ that a build would have to
+//! bring. Readers of both wires take one record of the log at a time; nothing is queued for any of them.
 //!
-//! A subscriber that reads too slowly loses batches, sees the gap in the numbers, and asks for a replay;
+//! A subscriber that the log has moved past loses batches, sees the gap in the numbers, and asks for a replay;
 //! if the log has moved on, the replay begins later and the gap remains, which is to say: take a snapshot
 //! by reconnecting to a fresh engine or let the pages age out. When the engine itself lost events, the
 //! stream says that all is cleared and tells everything anew.

@@ -2,11 +2,17 @@
 //!
 //! Names are cut to the 64 bits that leave the process, here and once: whoever keeps a set of them, inside or
 //! outside, then keeps the same set.
+//!
+//! A record is bounded in size: a reader holds one at a time, so what readers hold is bounded too. A step that
+//! tells of more, as one does that tells the whole cache anew, is cut into several.
 
 use base::{AdapterId, Generation, NamespaceId, Tier, TokenId};
 use kvcache::Stored;
 
-/// What changed in one step.
+/// Memory of one record, about: one message on any wire, well below the 4 MiB that clients accept.
+pub(crate) const RECORD_BYTES_MAX: usize = 256 << 10;
+
+/// What changed in one step, or in a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub sequence: u64,
@@ -96,6 +102,20 @@ impl Run {
             page_tokens: stored.page_tokens,
         }
     }
+
+    fn split(self, bytes_max: usize) -> Vec<Run> {
+        let tokens = if self.tokens.is_empty() { 0 } else { self.page_tokens as usize };
+        let blocks = (bytes_max / (8 + 4 * tokens)).max(1);
+        let mut parent = self.parent;
+        let part = |(at, hashes): (usize, &[u64])| {
+            let from = at * blocks * tokens;
+            let tokens = self.tokens[from..from + hashes.len() * tokens].to_vec();
+            let run = Run { parent, hashes: hashes.to_vec(), tokens, ..self };
+            parent = hashes.last().copied();
+            run
+        };
+        self.hashes.chunks(blocks).enumerate().map(part).collect()
+    }
 }
 
 impl Owner {
@@ -106,8 +126,27 @@ impl Owner {
 }
 
 impl Change {
+    /// As it is, or in parts of about so many bytes each; at least one block each.
+    pub fn split(self, bytes_max: usize) -> Vec<Change> {
+        let too_large = self.bytes() > bytes_max;
+        match self {
+            Change::Stored(run) if too_large => {
+                run.split(bytes_max).into_iter().map(Change::Stored).collect()
+            }
+            Change::Removed { tier, namespace, hashes } if too_large => {
+                let parts = hashes.chunks((bytes_max / 8).max(1));
+                parts.map(|part| Change::Removed { tier, namespace, hashes: part.to_vec() }).collect()
+            }
+            Change::Swept { tier, hashes } if too_large => {
+                let parts = hashes.chunks((bytes_max / 8).max(1));
+                parts.map(|part| Change::Swept { tier, hashes: part.to_vec() }).collect()
+            }
+            whole => vec![whole],
+        }
+    }
+
     /// Memory that it takes, about.
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         /// The enum itself and the heads of its allocations.
         const FLAT: usize = 128;
         match self {
@@ -146,6 +185,29 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_is_cut_keeps_its_blocks_tokens_and_parents() {
+        let owner = Owner { namespace: NamespaceId(1), generation: Generation(2), adapter: AdapterId(0) };
+        let tiers = TierSet::of(Tier::Host);
+        let hashes: Vec<u64> = (1..=25).collect();
+        let tokens: Vec<TokenId> = (0..50).collect();
+        let run = Run { owner, tiers, parent: Some(0), hashes, tokens, page_tokens: 2 };
+        let parts = Change::Stored(run.clone()).split(64);
+        assert!(parts.len() > 2);
+        let (mut hashes, mut tokens, mut parent) = (Vec::new(), Vec::new(), Some(0));
+        for part in parts {
+            let Change::Stored(part) = part else { panic!("{part:?}") };
+            assert_eq!((part.parent, part.owner), (parent, owner));
+            parent = part.hashes.last().copied();
+            hashes.extend(part.hashes);
+            tokens.extend(part.tokens);
+        }
+        assert_eq!((hashes, tokens), (run.hashes, run.tokens));
+        let removed = Change::Removed { tier: Tier::Host, namespace: None, hashes: vec![7; 100] };
+        assert!(removed.split(256).iter().all(|part| part.bytes() <= 128 + 256));
+        assert_eq!(Change::Cleared.split(1), [Change::Cleared]);
+    }
 
     #[test]
     fn a_set_of_tiers_lists_what_was_put_in() {

@@ -5,10 +5,12 @@
 //! atomics read once a scrape.
 
 mod histogram;
+mod rpc;
 mod server;
 mod text;
 mod tiers;
 
 pub use histogram::Histogram;
+pub use rpc::{Counted, Gauge, RpcMetrics};
 pub use server::{Ending, ServerMetrics};
 pub(crate) use text::{EngineNumbers, render};

@@ -1,9 +1,10 @@
-//! What the HTTP side counts; the engine counts the rest itself.
+//! What the server's side counts; the engine counts the rest itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::metrics::histogram::Histogram;
+use crate::metrics::rpc::RpcMetrics;
 
 const TTFT: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -56,6 +57,7 @@ pub struct ServerMetrics {
     pub generation: Histogram,
     endings: [AtomicU64; 4],
     responses: [AtomicU64; CLASSES],
+    pub rpc: RpcMetrics,
 }
 
 impl Default for ServerMetrics {
@@ -69,6 +71,7 @@ impl Default for ServerMetrics {
             generation: Histogram::new(TOKENS),
             endings: Default::default(),
             responses: Default::default(),
+            rpc: RpcMetrics::default(),
         }
     }
 }

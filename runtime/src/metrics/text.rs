@@ -7,6 +7,7 @@ use transfer::TierIoStats;
 
 use crate::executor::ExecutorShape;
 use crate::metrics::histogram::Histogram;
+use crate::metrics::rpc::RpcMetrics;
 use crate::metrics::server::{Ending, ServerMetrics};
 use crate::stats::EngineStats;
 
@@ -101,6 +102,7 @@ impl Page<'_> {
         for (class, count) in server.responses() {
             self.sample("http_responses_total", &format!(",status=\"{class}\""), count as f64);
         }
+        self.rpc(&server.rpc);
         let histograms = [
             ("time_to_first_token_seconds", "From arrival to the first token.", &server.ttft),
             ("inter_token_latency_seconds", "Between tokens of one sequence.", &server.inter_token),
@@ -112,6 +114,23 @@ impl Page<'_> {
         for (name, help, histogram) in histograms {
             self.histogram(name, help, histogram);
         }
+    }
+
+    fn rpc(&mut self, rpc: &RpcMetrics) {
+        self.head(
+            "grpc_calls_total",
+            "counter",
+            "gRPC calls and streams that have ended, by method and code.",
+        );
+        for (method, code, calls) in rpc.calls() {
+            self.sample("grpc_calls_total", &format!(",method=\"{method}\",code=\"{code}\""), calls as f64);
+        }
+        self.head("grpc_streams", "gauge", "Open gRPC streams by kind.");
+        for (kind, streams) in rpc.streams() {
+            self.sample("grpc_streams", &format!(",kind=\"{kind}\""), streams as f64);
+        }
+        self.gauge("grpc_connections", "Open gRPC connections.", rpc.connections.get() as f64);
+        self.gauge("grpc_snapshots", "Snapshots of the cache being told.", rpc.snapshots.get() as f64);
     }
 
     pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
@@ -212,6 +231,10 @@ mod tests {
             quire_kv_block_reuse_gap_seconds histogram
             quire_request_success_total counter
             quire_http_responses_total counter
+            quire_grpc_calls_total counter
+            quire_grpc_streams gauge
+            quire_grpc_connections gauge
+            quire_grpc_snapshots gauge
             quire_time_to_first_token_seconds histogram
             quire_inter_token_latency_seconds histogram
             quire_e2e_request_latency_seconds histogram

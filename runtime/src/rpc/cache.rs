@@ -33,16 +33,23 @@ impl CacheService {
         Self { app, streams, snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)) }
     }
 
+    /// Tokens are the prompts of all namespaces. Where some belong to tenants, a key that is only good for
+    /// answers must not open them, though without admin keys it may operate the server.
+    fn check_tokens(&self) -> Result<(), Status> {
+        let config = self.app.config();
+        if config.tenants.is_empty() || !config.admin_keys.is_empty() {
+            return Ok(());
+        }
+        let message = "`with_token_ids` tells the prompts of all tenants: it needs a server with --admin-key";
+        Err(status(Code::FailedPrecondition, "no_admin_key", message))
+    }
+
     fn feed(&self, hub: &EventHub, request: &KvEventsRequest) -> Result<Feed, ApiError> {
-        let names = Names::new(self.app.replica()?.engine.namespaces());
-        let find = |(at, name): (usize, &String)| {
-            let wrong = || {
-                let message = format!("no namespace is called {name:?}");
-                ApiError::invalid(format!("namespaces[{at}]"), message)
-            };
-            names.find(name).ok_or_else(wrong)
-        };
-        let namespaces = request.namespaces.iter().enumerate().map(find).collect::<Result<_, _>>()?;
+        let names = Names::new(self.app.replica()?.engine.names());
+        let namespaces = names.find(&request.namespaces).map_err(|at| {
+            let message = format!("no namespace is called {:?}", request.namespaces[at]);
+            ApiError::invalid(format!("namespaces[{at}]"), message)
+        })?;
         let policy = SnapshotPolicy::try_from(request.snapshot).map_err(|_| {
             ApiError::invalid("snapshot", format!("`snapshot` has no value {}", request.snapshot))
         })?;
@@ -98,6 +105,9 @@ impl proto::v1::cache_server::Cache for CacheService {
             let message = "this server keeps no KV events";
             return Err(status(Code::FailedPrecondition, "no_events", message));
         };
+        if request.get_ref().with_token_ids {
+            self.check_tokens()?;
+        }
         let feed = self.feed(hub, request.get_ref())?;
         let messages = self.streams.begin(deadline, |out| feed.run(out))?;
         Ok(Response::new(messages))
@@ -105,7 +115,9 @@ impl proto::v1::cache_server::Cache for CacheService {
 
     async fn purge(&self, request: Request<PurgeRequest>) -> Result<Response<PurgeResponse>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
-        let report = self.app.purge(order(request.into_inner(), deadline)?).await?;
+        let order = order(request.into_inner(), deadline)?;
+        tracing::info!(namespace = order.namespace, running = ?order.running, "purge over gRPC");
+        let report = self.app.purge(order).await?;
         Ok(Response::new(wire::purged(&report)?))
     }
 
@@ -114,10 +126,9 @@ impl proto::v1::cache_server::Cache for CacheService {
         _request: Request<CacheStatsRequest>,
     ) -> Result<Response<CacheStatsResponse>, Status> {
         let engine = &self.app.replica()?.engine;
-        let names = engine.namespaces();
+        let names = engine.names();
         let ids = names.iter().map(|(id, _)| *id).collect();
         let report = engine.inspect(ids).await.ok_or_else(|| ApiError::unavailable("stopped", "engine"))?;
-        let shape = (engine.shape().page_tokens, engine.shape().page_bytes);
-        Ok(Response::new(wire::stats(&report, &Names::new(names), shape)))
+        Ok(Response::new(wire::stats(&report, &Names::new(names), engine)))
     }
 }

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use tokio::time::Instant;
 
 use crate::api::error::ApiError;
 
@@ -11,9 +12,9 @@ const HEADER: &str = "grpc-timeout";
 /// Longer is as good as none.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// What is left of the caller's patience as its call arrives.
+/// When the caller stops waiting, counted from the arrival of its call: what was spent on the way in is spent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Deadline(Option<Duration>);
+pub(super) struct Deadline(Option<Instant>);
 
 impl Deadline {
     /// At most eight digits and a unit.
@@ -22,20 +23,28 @@ impl Deadline {
         let parsed = value.to_str().ok().and_then(parse);
         let wrong =
             || ApiError::invalid(HEADER, "`grpc-timeout` must be up to 8 digits and one of H M S m u n");
-        parsed.map(|left| Self(Some(left))).ok_or_else(wrong)
+        parsed.map(Self::after).ok_or_else(wrong)
+    }
+
+    fn after(left: Duration) -> Self {
+        Self(Some(Instant::now() + left))
     }
 
     /// Resolves when it has passed; never if there is none.
     pub async fn passed(self) {
         match self.0 {
-            Some(left) => tokio::time::sleep(left).await,
+            Some(at) => tokio::time::sleep_until(at).await,
             None => pending().await,
         }
     }
 
     /// `wish`, or less where the caller would not be there to hear the answer: a tenth is for making it.
     pub fn shorten(self, wish: Duration) -> Duration {
-        self.0.map_or(wish, |left| wish.min(left.mul_f64(0.9)))
+        self.shorten_at(wish, Instant::now())
+    }
+
+    fn shorten_at(self, wish: Duration, now: Instant) -> Duration {
+        self.0.map_or(wish, |at| wish.min(at.saturating_duration_since(now).mul_f64(0.9)))
     }
 }
 
@@ -76,7 +85,12 @@ mod tests {
     fn a_wish_is_cut_so_that_the_answer_arrives() {
         let second = Duration::from_secs(1);
         assert_eq!(Deadline(None).shorten(second), second);
-        assert_eq!(Deadline(Some(second)).shorten(second), Duration::from_millis(900));
-        assert_eq!(Deadline(Some(second)).shorten(second / 2), second / 2);
+        let arrived = Instant::now();
+        let deadline = Deadline(Some(arrived + second));
+        let after = |spent| deadline.shorten_at(second, arrived + spent);
+        assert_eq!(after(Duration::ZERO), Duration::from_millis(900));
+        assert_eq!(deadline.shorten_at(second / 2, arrived), second / 2);
+        assert_eq!(after(second / 2), Duration::from_millis(450), "what the call took until here counts");
+        assert_eq!(after(2 * second), Duration::ZERO);
     }
 }

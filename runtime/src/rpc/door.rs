@@ -12,30 +12,39 @@ use axum::middleware::{Next, from_fn_with_state};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use proto::v1::cache_server::CacheServer;
 use proto::v1::replica_server::ReplicaServer;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::server::Builder as Reflection;
 
+use super::answer::{Answer, Ledger};
 use super::cache::CacheService;
 use super::deadline::Deadline;
 use super::health::HealthService;
+use super::peers::Calls;
 use super::replica::ReplicaService;
-use super::status::status;
-use super::stream::Streams;
+use super::status::{busy, status};
+use super::stream::{Streams, draining};
 use crate::api::App;
 use crate::api::auth::{Caller, Role};
 use crate::api::error::ApiError;
 use crate::api::router::CatchPanic;
 use crate::api::serve::Phase;
+use crate::metrics::Gauge;
 
-/// The largest request: a list of namespaces.
+/// The largest request: a list of namespaces. Without a key: the name of a service.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Streams of events and load, of all callers together; and of health.
-const STREAMS_MAX: usize = 256;
+const OPEN_REQUEST_BYTES_MAX: usize = 1 << 10;
+/// For a request to be read.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// Streams of all callers together, by kind; reflection is a stream too.
+const EVENT_STREAMS_MAX: usize = 256;
+const LOAD_STREAMS_MAX: usize = 256;
 const HEALTH_STREAMS_MAX: usize = 64;
+const REFLECTIONS_MAX: usize = 16;
 
-/// Calls between their arrival and the head of their answer.
+/// Calls between their arrival and the head of their answer: those that a shutdown waits for. Not probes, which
+/// ask for no key, nor a call whose request is still being read.
 #[derive(Clone)]
 pub(super) struct Open(Arc<watch::Sender<u64>>);
 
@@ -71,14 +80,20 @@ impl Drop for Ticket {
 struct Door {
     app: App,
     open: Open,
+    phase: watch::Receiver<Phase>,
+    reflections: Arc<Semaphore>,
 }
 
 /// All services behind the door.
 pub(super) fn router(app: App, phase: watch::Receiver<Phase>, open: Open) -> Result<Router, Status> {
-    let streams = Streams::new(STREAMS_MAX, phase.clone());
-    let cache = CacheServer::new(CacheService::new(app.clone(), streams.clone()));
-    let replica = ReplicaServer::new(ReplicaService::new(app.clone(), streams));
-    let health = HealthService::new(app.clone(), Streams::new(HEALTH_STREAMS_MAX, phase));
+    let open_streams = &app.metrics().rpc;
+    let streams = |most, gauge: &Gauge| Streams::new(most, phase.clone(), gauge.clone());
+    let events = streams(EVENT_STREAMS_MAX, &open_streams.event_streams);
+    let loads = streams(LOAD_STREAMS_MAX, &open_streams.load_streams);
+    let watches = streams(HEALTH_STREAMS_MAX, &open_streams.health_streams);
+    let cache = CacheServer::new(CacheService::new(app.clone(), events));
+    let replica = ReplicaServer::new(ReplicaService::new(app.clone(), loads));
+    let health = HealthService::new(app.clone(), watches);
     let reflection = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
@@ -86,13 +101,15 @@ pub(super) fn router(app: App, phase: watch::Receiver<Phase>, open: Open) -> Res
     };
     let broken = |error| Status::internal(format!("the descriptor: {error}"));
     let (now, before) = (reflection().build_v1(), reflection().build_v1alpha());
-    let door = Door { app, open };
+    let now = now.map_err(broken)?.max_decoding_message_size(OPEN_REQUEST_BYTES_MAX);
+    let before = before.map_err(broken)?.max_decoding_message_size(OPEN_REQUEST_BYTES_MAX);
+    let door = Door { app, open, phase, reflections: Arc::new(Semaphore::new(REFLECTIONS_MAX)) };
     Ok(Router::new()
         .route_service("/quire.v1.Cache/{*method}", cache)
         .route_service("/quire.v1.Replica/{*method}", replica)
         .route_service("/grpc.health.v1.Health/{*method}", HealthServer::new(health))
-        .route_service("/grpc.reflection.v1.ServerReflection/{*method}", now.map_err(broken)?)
-        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", before.map_err(broken)?)
+        .route_service("/grpc.reflection.v1.ServerReflection/{*method}", now)
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{*method}", before)
         .fallback(unknown)
         .layer(from_fn_with_state(door, enter)))
 }
@@ -121,25 +138,35 @@ fn needs(path: &str) -> Needs {
 }
 
 async fn enter(State(door): State<Door>, request: Request, next: Next) -> Response<Body> {
-    let answer = pass(&door, request, next).await;
-    answer.unwrap_or_else(|refused| refused.into_http())
+    let path = request.uri().path().to_owned();
+    let call = request.extensions().get::<Calls>().map(Calls::enter);
+    let (answer, seat) = match pass(&door, &path, request, next).await {
+        Ok((answer, seat)) => (answer, seat),
+        Err(refused) => (refused.into_http(), None),
+    };
+    let (head, body) = answer.into_parts();
+    let ledger = Ledger { app: door.app, path, code: Code::Cancelled };
+    let answer = Answer::new(&head.headers, body, ledger, (call, seat));
+    Response::from_parts(head, Body::new(answer))
 }
 
-async fn pass(door: &Door, request: Request, next: Next) -> Result<Response<Body>, Status> {
-    let _open = door.open.enter();
-    let path = request.uri().path().to_owned();
-    let caller = admit(&door.app, &path, &request)?;
+type Passed = (Response<Body>, Option<OwnedSemaphorePermit>);
+
+async fn pass(door: &Door, path: &str, request: Request, next: Next) -> Result<Passed, Status> {
+    let needs = needs(path);
+    let caller = admit(&door.app, needs, &request)?;
     let deadline = Deadline::read(request.headers())?;
-    let mut request = match path.starts_with("/grpc.reflection.") {
+    let (mut request, seat) = match path.starts_with("/grpc.reflection.") {
         // A conversation: it has no whole.
-        true => request,
-        false => whole(request, door.app.config().read_timeout).await?,
+        true => (request, Some(reflect(door)?)),
+        false => (whole(door, request, needs).await?, None),
     };
+    let _open = (needs != Needs::Nothing).then(|| door.open.enter());
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(deadline);
     tokio::select! {
         biased;
-        done = CatchPanic::new(next.run(request)) => done.map_err(|panic| {
+        done = CatchPanic::new(next.run(request)) => done.map(|answer| (answer, seat)).map_err(|panic| {
             tracing::error!(panic, path, "a call panicked");
             Status::from(ApiError::internal("the server failed on this call"))
         }),
@@ -147,8 +174,12 @@ async fn pass(door: &Door, request: Request, next: Next) -> Result<Response<Body
     }
 }
 
-fn admit(app: &App, path: &str, request: &Request) -> Result<Caller, ApiError> {
-    let needs = needs(path);
+fn reflect(door: &Door) -> Result<OwnedSemaphorePermit, Status> {
+    let seat = Arc::clone(&door.reflections).try_acquire_owned();
+    seat.map_err(|_| busy("too_many_streams", "too many streams are open; try again later"))
+}
+
+fn admit(app: &App, needs: Needs, request: &Request) -> Result<Caller, ApiError> {
     if needs == Needs::Nothing {
         return Ok(Caller::default());
     }
@@ -159,14 +190,22 @@ fn admit(app: &App, path: &str, request: &Request) -> Result<Caller, ApiError> {
     }
 }
 
-/// The request with its one message read, bounded in size and time.
-async fn whole(request: Request, patience: Duration) -> Result<Request, ApiError> {
+/// The request with its one message read, bounded in size and time. A shutdown does not wait for it.
+async fn whole(door: &Door, request: Request, needs: Needs) -> Result<Request, Status> {
+    let most = if needs == Needs::Nothing { OPEN_REQUEST_BYTES_MAX } else { REQUEST_BYTES_MAX };
+    let patience = door.app.config().read_timeout.min(REQUEST_PATIENCE);
+    let mut phase = door.phase.clone();
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, REQUEST_BYTES_MAX).collect();
-    match tokio::time::timeout(patience, body).await {
+    let body = Limited::new(body, most).collect();
+    let read = tokio::select! {
+        biased;
+        read = tokio::time::timeout(patience, body) => read,
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => return Err(draining()),
+    };
+    match read {
         Ok(Ok(read)) => Ok(Request::from_parts(head, Body::from(read.to_bytes()))),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(REQUEST_BYTES_MAX)),
-        Ok(Err(_)) => Err(ApiError::body_cut()),
-        Err(_) => Err(ApiError::body_slow()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(most).into()),
+        Ok(Err(_)) => Err(ApiError::body_cut().into()),
+        Err(_) => Err(ApiError::body_slow().into()),
     }
 }

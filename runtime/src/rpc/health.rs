@@ -3,6 +3,8 @@
 //! The whole server (`""`) and each service are SERVING when the replica takes requests. Watch looks twice a second
 //! and speaks when the answer has changed.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
@@ -11,20 +13,26 @@ use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::deadline::Deadline;
+use super::peers::Peers;
+use super::status::busy;
 use super::stream::{Messages, Streams};
 use crate::api::App;
 
 const LOOK: Duration = Duration::from_millis(500);
 const SERVICES: [&str; 3] = ["", "quire.v1.Cache", "quire.v1.Replica"];
 
+/// Watches of one address, since they ask for no key: a quarter of all.
+const WATCHES_MAX: usize = 16;
+
 pub(super) struct HealthService {
     app: App,
     streams: Streams,
+    watchers: Arc<Peers>,
 }
 
 impl HealthService {
     pub fn new(app: App, streams: Streams) -> Self {
-        Self { app, streams }
+        Self { app, streams, watchers: Peers::new(WATCHES_MAX) }
     }
 }
 
@@ -58,8 +66,12 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
+        let address = request.extensions().get::<IpAddr>().copied().unwrap_or(IpAddr::from([0; 4]));
+        let watcher = self.watchers.enter(address);
+        let watcher = watcher.ok_or_else(|| busy("too_many_streams", "this address has too many watches"))?;
         let (app, service) = (self.app.clone(), request.into_inner().service);
         let messages = self.streams.begin(deadline, |out| async move {
+            let _watcher = watcher;
             let mut told = None;
             loop {
                 let status = now(&app, &service);

@@ -13,13 +13,16 @@
 //! tonic's; connections are served by the hyper that serves HTTP, so that draining, bounds and the accept loop are
 //! the same too.
 //!
-//! Nothing is queued for a reader: a stream is a task that holds one message and a place in a log.
+//! Nothing is queued for a reader: a stream is a task with a place in a log that makes a message when there is room
+//! to send it.
 
+mod answer;
 mod cache;
 mod deadline;
 mod door;
 mod feed;
 mod health;
+mod peers;
 mod replica;
 mod serve;
 mod status;

@@ -80,7 +80,8 @@ impl proto::v1::replica_server::Replica for ReplicaService {
         let app = self.app.clone();
         let messages = self.streams.begin(deadline, |out| async move {
             loop {
-                out.send(wire::load(&app)?).await?;
+                let turn = out.turn().await?;
+                turn.give(wire::load(&app)?).await?;
                 tokio::time::sleep(interval).await;
             }
         })?;
@@ -91,15 +92,17 @@ impl proto::v1::replica_server::Replica for ReplicaService {
         let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
         let wait = ranged("wait_ms", request.into_inner().wait_ms, 0, 0..=WAIT_MS_MAX)?;
         let stats = self.app.replica()?.engine.stats();
+        tracing::info!(wait_s = wait.as_secs_f64(), "drain over gRPC");
         self.app.drain();
         let in_flight = || EngineStats::get(&stats.in_flight);
+        let open_requests = || self.app.open();
         let done = async {
-            while in_flight() > 0 {
+            while in_flight() > 0 || open_requests() > 0 {
                 tokio::time::sleep(LOOK).await;
             }
         };
         // Still running at the end is an answer, not an error.
         let _ = tokio::time::timeout(deadline.shorten(wait), done).await;
-        Ok(Response::new(DrainResponse { in_flight: in_flight() }))
+        Ok(Response::new(DrainResponse { in_flight: in_flight(), open_requests: open_requests() }))
     }
 }

@@ -1,8 +1,9 @@
 //! Connections and the graceful end, as the HTTP server has them, over HTTP/2.
 //!
 //! On the shutdown signal streams end with `draining`, calls finish, connections close; what is left at the
-//! deadline is cut. A reader that does not take the end of its stream holds nobody up: once no call is open,
-//! streams have a second.
+//! deadline is cut. Nobody who is silent holds that up: a connection that has said nothing ends at the signal, a call
+//! whose request is still being read is not waited for, and a reader that does not take the end of its stream has a
+//! second once no call is open.
 
 use std::future::Future;
 use std::io;
@@ -11,26 +12,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::door::{Open, router};
+use super::peers::{Calls, Idle, Peer, Peers};
 use crate::api::App;
 use crate::api::Drained;
 use crate::api::serve::{Phase, accept, follow_phase};
+use crate::metrics::Counted;
 
-/// Connections: routers, brokers, probes.
-const CONNECTIONS_MAX: usize = 256;
 /// Calls and streams of one connection.
 const STREAMS_MAX: u32 = 128;
 /// What is encoded and not yet sent, of one stream.
 const SEND_BYTES_MAX: usize = 64 << 10;
 /// A peer that answers no ping for this long after one is gone.
 const PING: Duration = Duration::from_secs(20);
-/// For streams to be taken to their end.
+/// For streams to be taken to their end, and for cut connections to end.
 const GRACE: Duration = Duration::from_secs(1);
+/// Connections without a call. Clients open theirs anew when they need it.
+const IDLE: Idle = Idle { first: Duration::from_secs(30), between: Duration::from_secs(600) };
 
 /// Serves `quire.v1` until `shutdown` resolves, then drains. Dropping the future cuts everything at once.
 pub async fn serve(
@@ -38,23 +42,35 @@ pub async fn serve(
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Drained> {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections_max = app.config().grpc_connections_max.clamp(1, 1 << 16);
+    let slots = Arc::new(Semaphore::new(connections_max));
+    let peers = Peers::new(connections_max.div_ceil(2));
     let (phase, _) = watch::channel(Phase::Serving);
     let open = Open::new();
     let router = router(app.clone(), phase.subscribe(), open.clone()).map_err(io::Error::other)?;
     let service = TowerToHyperService::new(router);
-    let patience = app.config().read_timeout;
-    let begin = |stream, slot| {
-        tokio::spawn(connection(stream, service.clone(), phase.subscribe(), slot, patience));
+    let begin = |stream: TcpStream, slot| {
+        // One whose peer has too many, or is gone already, is closed by being dropped.
+        let peer = stream.peer_addr().ok().and_then(|address| peers.enter(address.ip()));
+        if let Some(peer) = peer {
+            let seat = Seat { _slot: slot, peer, _counted: app.metrics().rpc.connections.enter() };
+            tokio::spawn(connection(stream, service.clone(), phase.subscribe(), seat));
+        }
     };
     accept(listener, &slots, shutdown, begin).await;
-    Ok(drain(&app, &phase, &slots, &open).await)
+    Ok(drain(&app, &phase, &slots, &open, connections_max as u32).await)
 }
 
-async fn drain(app: &App, phase: &watch::Sender<Phase>, slots: &Semaphore, open: &Open) -> Drained {
+/// What a connection gives back when it ends.
+struct Seat {
+    _slot: OwnedSemaphorePermit,
+    peer: Peer,
+    _counted: Counted,
+}
+
+async fn drain(app: &App, phase: &watch::Sender<Phase>, slots: &Semaphore, open: &Open, all: u32) -> Drained {
     let before = open.count();
     phase.send_replace(Phase::Draining);
-    let all = CONNECTIONS_MAX as u32;
     let closed = async {
         open.none().await;
         let _ = tokio::time::timeout(GRACE, slots.acquire_many(all)).await;
@@ -62,22 +78,33 @@ async fn drain(app: &App, phase: &watch::Sender<Phase>, slots: &Semaphore, open:
     let in_time = tokio::time::timeout(app.config().drain, closed).await.is_ok();
     let cut = if in_time { 0 } else { open.count() };
     phase.send_replace(Phase::Cut);
-    let _ = slots.acquire_many(all).await;
+    // Cut connections end at their next poll; this only waits for that, and not for one that does not.
+    let _ = tokio::time::timeout(GRACE, slots.acquire_many(all)).await;
     Drained { finished: before.saturating_sub(cut), cut }
 }
 
 async fn connection(
     stream: TcpStream,
     service: TowerToHyperService<axum::Router>,
-    phase: watch::Receiver<Phase>,
-    _slot: OwnedSemaphorePermit,
-    patience: Duration,
+    mut phase: watch::Receiver<Phase>,
+    seat: Seat,
 ) {
     let _ = stream.set_nodelay(true);
-    // One that says nothing at all; pings find those that fall silent later.
-    if !matches!(tokio::time::timeout(patience, stream.readable()).await, Ok(Ok(()))) {
+    // One that says nothing at all costs a task and no more, and ends with the server.
+    let spoken = tokio::select! {
+        readable = tokio::time::timeout(IDLE.first, stream.readable()) => matches!(readable, Ok(Ok(()))),
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => false,
+    };
+    if !spoken {
         return;
     }
+    let calls = Calls::new();
+    let (theirs, address) = (calls.clone(), seat.peer.address());
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(theirs.clone());
+        request.extensions_mut().insert(address);
+        hyper::service::Service::call(&service, request)
+    });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
@@ -85,5 +112,14 @@ async fn connection(
         .max_concurrent_streams(STREAMS_MAX)
         .max_send_buf_size(SEND_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    follow_phase(pin!(connection), phase, |connection| connection.graceful_shutdown()).await;
+    let mut connection = pin!(connection);
+    // Pings find those that fall silent in the midst of a call.
+    let is_idle = tokio::select! {
+        () = follow_phase(connection.as_mut(), phase, |connection| connection.graceful_shutdown()) => false,
+        () = calls.idle(IDLE) => true,
+    };
+    if is_idle {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(GRACE, connection).await;
+    }
 }

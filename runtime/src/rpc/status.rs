@@ -42,6 +42,13 @@ pub(super) fn status(code: Code, why: &'static str, message: &str) -> Status {
     Status::with_error_details(code, message, reason(why))
 }
 
+/// Too much at once: try again in a second.
+pub(super) fn busy(why: &'static str, message: &str) -> Status {
+    let mut details = reason(why);
+    details.set_retry_info(Some(Duration::from_secs(1)));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
 fn reason(why: &str) -> ErrorDetails {
     ErrorDetails::with_error_info(why, DOMAIN, HashMap::new())
 }

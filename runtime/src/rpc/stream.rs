@@ -1,40 +1,71 @@
-//! A stream of messages: a task that sends one, waits until it is taken, and sends the next.
+//! A stream of messages, each made when its reader asks for it.
 //!
-//! It ends when its reader leaves, when its deadline passes, when the server stops, or with the error that its
-//! work ends with; never by itself in silence, so that a task that died is an error and not the end of news.
+//! The reader is the connection: it asks when there is room to send. The work behind a stream waits for its turn,
+//! makes one message and hands it over, so a reader that stalls costs a task and no memory, and what it is told
+//! is as new as can be. One that has not asked for a minute while there is something to say is given up.
+//!
+//! A stream ends when its reader leaves, when its deadline passes, when the server stops, or with the error that its
+//! work ends with; never by itself in silence, so that a task that died is an error and not the end of news. Its
+//! seat is free as soon as its work has ended, whether the end is taken or not.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::{Code, Status};
 
 use super::deadline::Deadline;
-use super::status::status;
+use super::status::{busy, status};
 use crate::api::serve::Phase;
+use crate::metrics::Gauge;
+
+/// A reader that takes nothing for so long is given up.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// For the end of a stream to be taken.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// What lets streams begin and makes them end.
 #[derive(Clone)]
 pub(super) struct Streams {
     seats: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
+    open: Gauge,
+    stall_max: Duration,
+}
+
+/// A message, and what must live until it has been taken.
+struct Parcel<T> {
+    message: Result<T, Status>,
+    _hold: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Where a stream's work puts its messages.
-pub(super) struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
+pub(super) struct Outlet<T> {
+    sender: mpsc::Sender<Parcel<T>>,
+    asked: Arc<Notify>,
+    stall_max: Duration,
+}
+
+/// The reader waits: one message can be handed over.
+pub(super) struct Turn<'a, T>(&'a Outlet<T>);
 
 /// What the connection reads.
 pub(super) struct Messages<T> {
-    inbox: mpsc::Receiver<Result<T, Status>>,
+    inbox: mpsc::Receiver<Parcel<T>>,
+    asked: Arc<Notify>,
+    has_asked: bool,
     has_ended: bool,
 }
 
 impl Streams {
-    pub fn new(most: usize, phase: watch::Receiver<Phase>) -> Self {
-        Self { seats: Arc::new(Semaphore::new(most)), phase }
+    /// `open` counts those that are.
+    pub fn new(most: usize, phase: watch::Receiver<Phase>, open: Gauge) -> Self {
+        Self { seats: Arc::new(Semaphore::new(most)), phase, open, stall_max: STALL_MAX }
     }
 
     /// Begins a stream that `work` fills.
@@ -48,35 +79,70 @@ impl Streams {
         F: Future<Output = Result<Infallible, Status>> + Send + 'static,
     {
         let seat = Arc::clone(&self.seats).try_acquire_owned();
-        let seat = seat.map_err(|_| {
-            status(Code::ResourceExhausted, "too_many_streams", "too many streams are open; try again later")
-        })?;
+        let seat =
+            seat.map_err(|_| busy("too_many_streams", "too many streams are open; try again later"))?;
         let (sender, inbox) = mpsc::channel(1);
-        let work = work(Outlet(sender.clone()));
-        let mut phase = self.phase.clone();
-        tokio::spawn(async move {
-            let _seat = seat;
-            let end = tokio::select! {
-                biased;
-                () = sender.closed() => return,
-                _ = phase.wait_for(|phase| *phase != Phase::Serving) => draining(),
-                () = deadline.passed() => Status::deadline_exceeded("the deadline of the call has passed"),
-                Err(end) = work => end,
-            };
-            let _ = sender.send(Err(end)).await;
-        });
-        Ok(Messages { inbox, has_ended: false })
+        let asked = Arc::new(Notify::new());
+        let work =
+            work(Outlet { sender: sender.clone(), asked: Arc::clone(&asked), stall_max: self.stall_max });
+        let seat = (seat, self.open.enter());
+        tokio::spawn(drive(work, sender, deadline, self.phase.clone(), seat));
+        Ok(Messages { inbox, asked, has_asked: false, has_ended: false })
     }
 }
 
-fn draining() -> Status {
+async fn drive<T, G>(
+    work: impl Future<Output = Result<Infallible, Status>>,
+    sender: mpsc::Sender<Parcel<T>>,
+    deadline: Deadline,
+    mut phase: watch::Receiver<Phase>,
+    seat: (OwnedSemaphorePermit, G),
+) {
+    let end = {
+        let work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => draining(),
+            () = deadline.passed() => Status::deadline_exceeded("the deadline of the call has passed"),
+            Err(end) = work => end,
+        }
+    };
+    drop(seat);
+    let _ = sender.send_timeout(Parcel { message: Err(end), _hold: None }, END_MAX).await;
+}
+
+pub(super) fn draining() -> Status {
     status(Code::Unavailable, "draining", "the server is shutting down")
 }
 
 impl<T> Outlet<T> {
-    /// Waits until the message before has been taken.
+    /// Waits until the reader asks for a message.
+    pub async fn turn(&self) -> Result<Turn<'_, T>, Status> {
+        match tokio::time::timeout(self.stall_max, self.asked.notified()).await {
+            Ok(()) => Ok(Turn(self)),
+            Err(_) => Err(busy("slow_reader", "the stream was read too slowly")),
+        }
+    }
+
+    /// Hands over a message when the reader asks for it.
     pub async fn send(&self, message: T) -> Result<(), Status> {
-        self.0.send(Ok(message)).await.map_err(|_| Status::cancelled("the reader has left"))
+        self.turn().await?.give(message).await
+    }
+}
+
+impl<T> Turn<'_, T> {
+    pub async fn give(self, message: T) -> Result<(), Status> {
+        self.hand(Parcel { message: Ok(message), _hold: None }).await
+    }
+
+    /// Keeps `hold` until the reader has taken the message.
+    pub async fn give_holding(self, message: T, hold: Arc<dyn Any + Send + Sync>) -> Result<(), Status> {
+        self.hand(Parcel { message: Ok(message), _hold: Some(hold) }).await
+    }
+
+    async fn hand(self, parcel: Parcel<T>) -> Result<(), Status> {
+        self.0.sender.send(parcel).await.map_err(|_| Status::cancelled("the reader has left"))
     }
 }
 
@@ -84,12 +150,93 @@ impl<T> Stream for Messages<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = self.inbox.poll_recv(cx);
-        polled.map(|message| {
-            let lost = || Err(status(Code::Internal, "internal", "the stream broke off"));
-            let is_lost = message.is_none() && !self.has_ended;
-            self.has_ended |= matches!(message, None | Some(Err(_)));
-            if is_lost { Some(lost()) } else { message }
-        })
+        let Poll::Ready(parcel) = self.inbox.poll_recv(cx) else {
+            if !self.has_asked {
+                self.has_asked = true;
+                self.asked.notify_one();
+            }
+            return Poll::Pending;
+        };
+        self.has_asked = false;
+        let message = parcel.map(|parcel| parcel.message);
+        let is_lost = message.is_none() && !self.has_ended;
+        self.has_ended |= matches!(message, None | Some(Err(_)));
+        let lost = || Err(status(Code::Internal, "internal", "the stream broke off"));
+        Poll::Ready(if is_lost { Some(lost()) } else { message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn streams() -> (Streams, watch::Sender<Phase>) {
+        let (phase, follow) = watch::channel(Phase::Serving);
+        (Streams::new(1, follow, Gauge::default()), phase)
+    }
+
+    async fn next<T>(messages: &mut Messages<T>) -> Option<Result<T, Status>> {
+        poll_fn(|cx| Pin::new(&mut *messages).poll_next(cx)).await
+    }
+
+    #[tokio::test]
+    async fn a_message_is_made_when_it_is_asked_for() {
+        let (streams, _phase) = streams();
+        let (makes, mut made) = mpsc::unbounded_channel();
+        let work = |out: Outlet<u32>| async move {
+            for n in 0.. {
+                let turn = out.turn().await?;
+                let _ = makes.send(n);
+                turn.give(n).await?;
+            }
+            unreachable!()
+        };
+        let mut messages = streams.begin(Deadline::default(), work).unwrap();
+        tokio::task::yield_now().await;
+        assert!(made.try_recv().is_err(), "nothing is made for a reader that does not read");
+        assert_eq!(next(&mut messages).await.unwrap().unwrap(), 0);
+        assert_eq!(made.try_recv().unwrap(), 0);
+        tokio::task::yield_now().await;
+        assert!(made.try_recv().is_err(), "nor ahead of one that does");
+        assert_eq!(next(&mut messages).await.unwrap().unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stalls_loses_its_seat_without_reading_the_end() {
+        let (streams, _phase) = streams();
+        let streams = Streams { stall_max: Duration::from_millis(1), ..streams };
+        let forever = |out: Outlet<u32>| async move {
+            loop {
+                out.send(1).await?;
+            }
+        };
+        let mut stalled = streams.begin(Deadline::default(), forever).unwrap();
+        assert!(streams.begin(Deadline::default(), forever).is_err());
+        let mut fresh = loop {
+            if let Ok(messages) = streams.begin(Deadline::default(), forever) {
+                break messages;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(next(&mut fresh).await.is_some());
+        assert_eq!(next(&mut stalled).await.unwrap().unwrap_err().code(), Code::ResourceExhausted);
+    }
+
+    #[tokio::test]
+    async fn what_a_message_was_made_from_is_let_go_once_it_is_taken() {
+        let (streams, phase) = streams();
+        let record = Arc::new(7);
+        let held = Arc::clone(&record);
+        let work = |out: Outlet<u32>| async move {
+            out.turn().await?.give_holding(1, held).await?;
+            std::future::pending().await
+        };
+        let mut messages = streams.begin(Deadline::default(), work).unwrap();
+        assert_eq!(next(&mut messages).await.unwrap().unwrap(), 1);
+        assert_eq!(Arc::strong_count(&record), 1);
+        phase.send_replace(Phase::Draining);
+        assert_eq!(next(&mut messages).await.unwrap().unwrap_err().code(), Code::Unavailable);
     }
 }

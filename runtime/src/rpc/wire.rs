@@ -1,12 +1,15 @@
 //! From the engine's types to the contract's. Nothing is decided here.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
 use base::{NamespaceId, Tier};
 use kvcache::{CacheStats, TierStats};
 use proto::v1::{self, Readiness};
 
 use crate::api::App;
 use crate::api::error::ApiError;
-use crate::engine::{CacheReport, Health};
+use crate::engine::{CacheReport, Engine, Health};
 use crate::events::Run;
 use crate::purge::{Guarantee, PurgeReport, SignedReport, TierLine};
 use crate::stats::EngineStats;
@@ -20,11 +23,12 @@ pub(super) fn tier(of: Tier) -> v1::Tier {
     }
 }
 
-/// Names of namespaces by their numbers.
-pub(super) struct Names(Vec<(NamespaceId, String)>);
+/// Names of namespaces by their numbers. They do not change while the process lives.
+#[derive(Clone)]
+pub(super) struct Names(Arc<[(NamespaceId, String)]>);
 
 impl Names {
-    pub fn new(names: Vec<(NamespaceId, String)>) -> Self {
+    pub fn new(names: Arc<[(NamespaceId, String)]>) -> Self {
         Self(names)
     }
 
@@ -33,25 +37,24 @@ impl Names {
         known.map_or_else(|| format!("#{id}"), |(_, name)| name.clone())
     }
 
-    pub fn find(&self, name: &str) -> Option<NamespaceId> {
-        self.0.iter().find(|(_, other)| other == name).map(|(id, _)| *id)
+    /// Several at once, ascending and each once; or the place of the first that is unknown.
+    pub fn find(&self, names: &[String]) -> Result<Vec<NamespaceId>, usize> {
+        let known: HashMap<&str, NamespaceId> =
+            self.0.iter().map(|(id, name)| (name.as_str(), *id)).collect();
+        let ids = names.iter().enumerate().map(|(at, name)| known.get(name.as_str()).copied().ok_or(at));
+        Ok(ids.collect::<Result<BTreeSet<_>, _>>()?.into_iter().collect())
     }
 }
 
 /// A run without its tokens.
 pub(super) fn run(of: &Run, names: &Names) -> v1::StoredRun {
-    v1::StoredRun { hashes: of.hashes.clone(), ..run_head(of, names) }
-}
-
-/// A run without its blocks.
-pub(super) fn run_head(of: &Run, names: &Names) -> v1::StoredRun {
     v1::StoredRun {
         namespace: names.of(of.owner.namespace),
         generation: of.owner.generation.0,
         adapter: of.owner.adapter.0,
         tiers: of.tiers.iter().map(|of| tier(of).into()).collect(),
         parent: of.parent,
-        hashes: Vec::new(),
+        hashes: of.hashes.clone(),
         token_ids: Vec::new(),
     }
 }
@@ -61,11 +64,7 @@ pub(super) fn load(app: &App) -> Result<v1::LoadRecord, ApiError> {
     let engine = &app.replica()?.engine;
     let stats = engine.stats();
     let get = EngineStats::get;
-    let readiness = match (engine.health(), app.is_draining()) {
-        (Health::Unhealthy, _) => Readiness::Unhealthy,
-        (Health::Draining, _) | (_, true) => Readiness::Draining,
-        (Health::Ready, false) => Readiness::Ready,
-    };
+    let readiness = readiness(engine.health(), app.is_draining());
     Ok(v1::LoadRecord {
         unix_ms: app.clock().unix_ms(),
         readiness: readiness.into(),
@@ -86,11 +85,24 @@ pub(super) fn load(app: &App) -> Result<v1::LoadRecord, ApiError> {
     })
 }
 
-pub(super) fn stats(report: &CacheReport, names: &Names, shape: (u32, usize)) -> v1::CacheStatsResponse {
-    let (page_tokens, page_bytes) = shape;
+/// Draining wins: what is unhealthy may come back, what drains will not.
+fn readiness(health: Health, is_draining: bool) -> Readiness {
+    match (health, is_draining) {
+        (Health::Draining, _) | (_, true) => Readiness::Draining,
+        (Health::Unhealthy, false) => Readiness::Unhealthy,
+        (Health::Ready, false) => Readiness::Ready,
+    }
+}
+
+pub(super) fn stats(report: &CacheReport, names: &Names, engine: &Engine) -> v1::CacheStatsResponse {
+    let (page_tokens, page_bytes) = (engine.shape().page_tokens, engine.shape().page_bytes);
+    let generations = engine.generations();
+    let of = |id: &NamespaceId| generations.get(id).copied().unwrap_or_default();
     let namespaces = report.namespaces.iter().map(|(id, used)| v1::NamespaceStats {
         namespace: names.of(*id),
         id: id.0,
+        generation: of(id).generation.0,
+        floor: of(id).floor.0,
         pages: used
             .iter()
             .map(|&(of, pages)| v1::TierPages { tier: tier(of).into(), pages: pages as u64 })
@@ -192,5 +204,29 @@ fn guarantee(of: Guarantee) -> v1::Guarantee {
         Guarantee::Incomplete => v1::Guarantee::Incomplete,
         Guarantee::CryptoErased => v1::Guarantee::CryptoErased,
         Guarantee::Erased => v1::Guarantee::Erased,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drains_does_not_come_back() {
+        assert_eq!(readiness(Health::Unhealthy, true), Readiness::Draining);
+        assert_eq!(readiness(Health::Unhealthy, false), Readiness::Unhealthy);
+        assert_eq!(readiness(Health::Ready, true), Readiness::Draining);
+        assert_eq!(readiness(Health::Draining, false), Readiness::Draining);
+        assert_eq!(readiness(Health::Ready, false), Readiness::Ready);
+    }
+
+    #[test]
+    fn names_are_found_once_each_and_the_first_unknown_is_named() {
+        let names = [(NamespaceId(2), "b".to_owned()), (NamespaceId(1), "a".to_owned())];
+        let names = Names::new(names.into());
+        let find =
+            |asked: &[&str]| names.find(&asked.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(find(&["b", "a", "b"]), Ok(vec![NamespaceId(1), NamespaceId(2)]));
+        assert_eq!(find(&["a", "x", "y"]), Err(1));
     }
 }

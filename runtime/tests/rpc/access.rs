@@ -58,6 +58,24 @@ async fn without_keys_everyone_is_an_operator_as_over_http() {
     assert_eq!(operators_methods(&anyone).await, [Code::Ok; 5]);
 }
 
+/// Without admin keys a key for answers operates the server; other tenants' prompts are not its to read.
+#[tokio::test]
+async fn tokens_of_tenants_need_an_admin_key() {
+    let tokens = KvEventsRequest { with_token_ids: true, ..Default::default() };
+    let server = Server::with(|setup| {
+        setup.config.admin_keys.clear();
+        setup.config.api_keys = vec!["house".into()];
+    })
+    .await;
+    let house = Channel::open(server.address).await.with_key("house");
+    assert_eq!(operators_methods(&house).await, [Code::Ok; 5]);
+    let refused = house.cache().kv_events(tokens.clone()).await.err().unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("--admin-key"), "{}", refused.message());
+    let server = Server::start().await;
+    assert!(server.operator().await.cache().kv_events(tokens).await.is_ok());
+}
+
 #[tokio::test]
 async fn a_wrong_argument_is_refused_by_name() {
     let server = Server::start().await;

@@ -1,12 +1,15 @@
 //! The purge, load, drain; deadlines, cancellation, bounds, and how the server ends.
 
+use std::time::Duration;
+
 use proto::v1::{DrainRequest, Guarantee, KvEventsRequest, LoadRequest, PurgeRequest, Readiness, Tier};
 use quire_runtime::purge::SignedReport;
+use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt;
 
-use super::client::Channel;
+use super::client::{Channel, soon};
 use super::follower::Follower;
 use super::server::{ACME, Server, ZEN, end, prompt};
 
@@ -113,7 +116,7 @@ async fn load_is_told_again_and_again() {
     let first = load.message().await.unwrap().unwrap();
     assert_eq!((first.readiness(), first.in_flight, first.in_flight_max), (Readiness::Ready, 0, 4096));
     let _running = server.submit(ZEN, &prompt(1, 1), 2);
-    while load.message().await.unwrap().unwrap().in_flight != 1 {}
+    while soon(load.message()).await.unwrap().unwrap().in_flight != 1 {}
 }
 
 #[tokio::test]
@@ -151,28 +154,39 @@ async fn health_is_watched() {
     assert_eq!(watch.message().await.unwrap().unwrap().status, 2);
 }
 
+/// They ask for no key: one address leaves room for others.
+#[tokio::test]
+async fn watches_of_one_address_are_few() {
+    let server = Server::start().await;
+    let channel = Channel::open(server.address).await;
+    let mut watches = Vec::new();
+    let refused = loop {
+        match soon(channel.health().watch(HealthCheckRequest::default())).await {
+            Ok(watch) => watches.push(watch),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((refused.code(), watches.len()), (Code::ResourceExhausted, 16));
+    assert!(refused.get_error_details().retry_info().is_some());
+    watches.pop();
+    soon(async { while channel.health().watch(HealthCheckRequest::default()).await.is_err() {} }).await;
+}
+
 /// Streams that were left are not counted any more.
 #[tokio::test]
 async fn streams_are_bounded_and_whoever_leaves_makes_room() {
     let server = Server::start().await;
     let channels = [server.operator().await, server.operator().await, server.operator().await];
     let mut open = Vec::new();
-    let refused = 'full: loop {
-        for channel in &channels[..2] {
-            // A connection takes 128 of its own.
-            for _ in 0..128 {
-                match Follower::begin(channel, KvEventsRequest::default()).await {
-                    Ok(follower) => open.push(follower),
-                    Err(refused) => break 'full refused,
-                }
-            }
-        }
-        break Follower::begin(&channels[2], KvEventsRequest::default()).await.err().unwrap();
-    };
-    assert_eq!((refused.code(), open.len()), (Code::ResourceExhausted, 256));
+    // A connection takes 128 of its own.
+    for channel in channels[..2].iter().flat_map(|channel| std::iter::repeat_n(channel, 128)) {
+        open.push(Follower::begin(channel, KvEventsRequest::default()).await.unwrap());
+    }
+    let refused = Follower::begin(&channels[2], KvEventsRequest::default()).await.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.get_error_details().error_info().unwrap().reason, "too_many_streams");
     open.pop();
-    while Follower::begin(&channels[2], KvEventsRequest::default()).await.is_err() {}
+    soon(async { while Follower::begin(&channels[2], KvEventsRequest::default()).await.is_err() {} }).await;
 }
 
 #[tokio::test]
@@ -201,6 +215,61 @@ async fn a_shutdown_ends_streams_with_a_reason_and_calls_with_their_answer() {
     assert_eq!(report.guarantee(), Guarantee::Erased);
     let drained = server.drained().await;
     assert_eq!((drained.finished, drained.cut), (1, 0));
+}
+
+/// Neither who says nothing at all nor who begins and never goes on is waited for, however long a drain may be.
+#[tokio::test]
+async fn a_shutdown_waits_for_nobody_who_is_silent() {
+    use tokio::io::AsyncWriteExt;
+    let mut server = Server::with(|setup| setup.config.drain = Duration::from_secs(3600)).await;
+    let _silent = TcpStream::connect(server.address).await.unwrap();
+    let mut hesitant = TcpStream::connect(server.address).await.unwrap();
+    hesitant.write_all(b"P").await.unwrap();
+    let channel = server.operator().await;
+    channel.begin("/grpc.health.v1.Health/Check").await;
+    channel.begin("/quire.v1.Cache/Purge").await;
+    // On the same connection, so that the others have arrived.
+    channel.health().check(HealthCheckRequest::default()).await.unwrap();
+    server.signal();
+    let drained = server.drained().await;
+    assert_eq!((drained.finished, drained.cut), (0, 0));
+}
+
+/// One address cannot take all connections, and those without a call do not stay.
+#[tokio::test]
+async fn a_peer_has_half_of_the_connections() {
+    use tokio::io::AsyncReadExt;
+    let server = Server::with(|setup| setup.config.grpc_connections_max = 4).await;
+    let one = server.operator().await;
+    one.health().check(HealthCheckRequest::default()).await.unwrap();
+    let _two = TcpStream::connect(server.address).await.unwrap();
+    let mut three = TcpStream::connect(server.address).await.unwrap();
+    let closed = soon(three.read(&mut [0])).await;
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    one.health().check(HealthCheckRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_and_streams_are_counted() {
+    let server = Server::start().await;
+    let channel = server.operator().await;
+    let follower = Follower::new(&channel).await;
+    channel.cache().purge(acme()).await.unwrap();
+    channel.cache().purge(PurgeRequest::default()).await.unwrap_err();
+    let page = || server.metrics();
+    let text = soon(async {
+        loop {
+            let text = page().await;
+            if text.contains("method=\"Purge\",code=\"INVALID_ARGUMENT\"} 1") {
+                return text;
+            }
+        }
+    })
+    .await;
+    assert!(text.contains("method=\"Purge\",code=\"OK\"} 1"), "{text}");
+    assert!(text.contains("kind=\"events\"} 1"), "{text}");
+    drop(follower);
+    soon(async { while !page().await.contains("method=\"KvEvents\",code=\"CANCELLED\"} 1") {} }).await;
 }
 
 #[tokio::test]

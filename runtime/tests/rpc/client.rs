@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -10,12 +11,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto::v1::cache_client::CacheClient;
 use proto::v1::replica_client::ReplicaClient;
 use tokio::net::TcpStream;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic_health::pb::health_client::HealthClient;
 
 /// What a client has not read, per stream, before the server must wait.
 pub const WINDOW: u32 = 65_535;
+
+/// What hangs is a failure, not a test that never ends.
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("in time")
+}
 
 /// One connection. Dropping the last clone closes it.
 #[derive(Clone)]
@@ -39,6 +46,18 @@ impl Channel {
         Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
+    /// Begins a call whose request never ends.
+    pub async fn begin(&self, path: &'static str) {
+        let request = http::Request::post(format!("http://test{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Body::new(Never))
+            .unwrap();
+        let mut sender = self.sender.clone();
+        sender.ready().await.unwrap();
+        tokio::spawn(sender.send_request(request));
+    }
+
     /// As in the `grpc-timeout` header.
     pub fn with_timeout(&self, timeout: &'static str) -> Self {
         Self { timeout: Some(timeout), ..self.clone() }
@@ -54,6 +73,21 @@ impl Channel {
 
     pub fn health(&self) -> HealthClient<Self> {
         HealthClient::with_origin(self.clone(), origin())
+    }
+}
+
+/// The body of a request that never ends.
+struct Never;
+
+impl hyper::body::Body for Never {
+    type Data = tonic::codegen::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Status>>> {
+        Poll::Pending
     }
 }
 

@@ -1,8 +1,11 @@
 //! Following the cache: whatever a follower missed, dropped or read late, its set is the cache's.
 
-use proto::v1::{KvEventsRequest, Position, PurgeRequest, SnapshotPolicy, Tier};
+use proto::v1::{
+    CacheStatsRequest, Guarantee, KvEventsRequest, Position, PurgeRequest, SnapshotPolicy, Tier,
+};
 use tonic::Code;
 
+use super::client::soon;
 use super::follower::Follower;
 use super::server::{ACME, Server, ZEN, caught_up};
 
@@ -135,6 +138,43 @@ async fn tokens_are_told_when_asked_for_and_not_after_a_purge() {
     reader.until(fresh.next.unwrap()).await;
     assert_eq!(reader.token_ids, 0);
     assert_eq!(reader.purged, [("acme".to_owned(), 0, 3)]);
+}
+
+/// A reader that takes nothing holds up no purge, and what it is told later has no tokens of what is purged.
+#[tokio::test]
+async fn a_purge_is_done_with_a_stalled_reader_of_tokens() {
+    let server = Server::start().await;
+    let channel = server.operator().await;
+    let ask = KvEventsRequest { with_token_ids: true, ..never(None) };
+    let mut stalled = Follower::begin(&channel, ask).await.unwrap();
+    for seed in 0..400 {
+        server.ask(ACME, seed, 40).await;
+    }
+    let order = PurgeRequest { namespace: "acme".into(), ..PurgeRequest::default() };
+    let report = soon(channel.cache().purge(order)).await.unwrap().into_inner().report.unwrap();
+    assert_eq!(report.guarantee(), Guarantee::Erased);
+    while stalled.purged.is_empty() {
+        stalled.step().await.unwrap();
+    }
+    // What fits into the connection's buffers, of some four hundred thousand.
+    assert!(stalled.token_ids < 200_000, "{}", stalled.token_ids);
+    let fresh = caught_up(&server, &channel).await;
+    assert!(fresh.set.is_empty());
+}
+
+#[tokio::test]
+async fn a_namespaces_generation_and_floor_are_told() {
+    let server = Server::start().await;
+    let channel = server.operator().await;
+    let acme = || async {
+        let stats = channel.cache().cache_stats(CacheStatsRequest {}).await.unwrap().into_inner();
+        let of = stats.namespaces.into_iter().find(|of| of.namespace == "acme").unwrap();
+        (of.generation, of.floor)
+    };
+    assert_eq!(acme().await, (0, 0));
+    let order = PurgeRequest { namespace: "acme".into(), ..PurgeRequest::default() };
+    channel.cache().purge(order).await.unwrap();
+    assert_eq!(acme().await, (1, 1));
 }
 
 #[tokio::test]

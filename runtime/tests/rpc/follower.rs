@@ -7,7 +7,7 @@ use proto::v1::kv_events_response::Message;
 use proto::v1::{EventBatch, KvEventsRequest, KvEventsResponse, Position};
 use tonic::{Status, Streaming};
 
-use super::client::Channel;
+use super::client::{Channel, soon};
 
 /// Follows a stream and keeps its set.
 pub struct Follower {
@@ -29,8 +29,8 @@ pub struct Follower {
 impl Follower {
     pub async fn begin(channel: &Channel, request: KvEventsRequest) -> Result<Self, Status> {
         let resumes = request.resume.is_some();
-        let mut stream = channel.cache().kv_events(request).await?.into_inner();
-        let first = stream.message().await?.unwrap().message.unwrap();
+        let mut stream = soon(channel.cache().kv_events(request)).await?.into_inner();
+        let first = soon(stream.message()).await?.unwrap().message.unwrap();
         let Message::Hello(hello) = first else { panic!("{first:?}") };
         assert_eq!(hello.block_tokens, 16);
         Ok(Self {
@@ -58,7 +58,7 @@ impl Follower {
 
     /// Takes one message.
     pub async fn step(&mut self) -> Result<(), Status> {
-        let message = self.stream.message().await?.expect("a stream ends with a status");
+        let message = soon(self.stream.message()).await?.expect("a stream ends with a status");
         match message.message.unwrap() {
             Message::Hello(_) => panic!("twice"),
             Message::SnapshotPage(page) => {
@@ -81,6 +81,11 @@ impl Follower {
                 self.next = Some(gap.next_sequence);
             }
             Message::Batch(batch) => self.apply(batch),
+            Message::Heartbeat(beat) => {
+                let next = beat.next.unwrap().next_sequence;
+                assert_eq!(self.next.unwrap_or(next), next);
+                assert!(beat.load.is_some());
+            }
         }
         Ok(())
     }

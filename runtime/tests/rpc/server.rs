@@ -9,7 +9,7 @@ use base::{Priority, SystemClock, TokenId};
 use kernels::SamplingParams;
 use kvcache::{EvictionKind, WritePolicy};
 use proto::v1::CacheStatsRequest;
-use quire_runtime::api::{App, Drained, ServerConfig, TenantKeys};
+use quire_runtime::api::{self, App, Drained, ServerConfig, TenantKeys};
 use quire_runtime::engine::{Engine, Running};
 use quire_runtime::events::{EventHub, EventsConfig, Snapshots};
 use quire_runtime::executor::ExecutorShape;
@@ -21,12 +21,13 @@ use quire_runtime::rpc;
 use quire_runtime::scheduler::SchedulerConfig;
 use quire_runtime::storage::{Keys, NamespaceSpec, Retention, StorageConfig, TierRoom};
 use quire_runtime::text::Text;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use transfer::HostArena;
 
-use super::client::Channel;
+use super::client::{Channel, soon};
 use super::follower::Follower;
 
 const VOCAB: u32 = 300;
@@ -159,7 +160,7 @@ impl Server {
     }
 
     pub async fn drained(self) -> Drained {
-        self.task.await.unwrap().unwrap()
+        soon(self.task).await.unwrap().unwrap()
     }
 
     pub fn submit(&self, namespace: u64, prompt: &[TokenId], max_tokens: u32) -> Running {
@@ -177,6 +178,18 @@ impl Server {
         self.engine.submit(request).unwrap()
     }
 
+    /// The page that scrapers read.
+    pub async fn metrics(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let serving = tokio::spawn(api::serve(listener, self.app.clone(), std::future::pending()));
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        serving.abort();
+        page
+    }
+
     /// Runs a prompt of so many pages to its end.
     pub async fn ask(&self, namespace: u64, seed: u32, pages: u32) {
         end(self.submit(namespace, &prompt(seed, pages), 2)).await;
@@ -184,6 +197,10 @@ impl Server {
 
     /// Blocks by (namespace, tier), as the scheduler counts them once nothing is being copied.
     pub async fn truth(&self, channel: &Channel) -> BTreeMap<(String, i32), u64> {
+        soon(self.settled(channel)).await
+    }
+
+    async fn settled(&self, channel: &Channel) -> BTreeMap<(String, i32), u64> {
         loop {
             let stats = channel.cache().cache_stats(CacheStatsRequest {}).await.unwrap().into_inner();
             if !stats.is_settled || stats.purges_under_way > 0 {
@@ -199,7 +216,7 @@ impl Server {
 }
 
 pub async fn end(mut running: Running) {
-    while let Some(event) = running.next().await {
+    while let Some(event) = soon(running.next()).await {
         assert!(!matches!(event, Event::Failed(_)), "{event:?}");
     }
 }
@@ -211,11 +228,14 @@ pub fn prompt(seed: u32, pages: u32) -> Vec<TokenId> {
 /// A new follower whose snapshot has caught up with what the scheduler says.
 pub async fn caught_up(server: &Server, channel: &Channel) -> Follower {
     let truth = server.truth(channel).await;
-    loop {
-        let mut follower = Follower::new(channel).await;
-        follower.until(0).await;
-        if follower.counts() == truth {
-            return follower;
+    soon(async {
+        loop {
+            let mut follower = Follower::new(channel).await;
+            follower.until(0).await;
+            if follower.counts() == truth {
+                return follower;
+            }
         }
-    }
+    })
+    .await
 }
