@@ -138,6 +138,9 @@ impl Driver for Lease {
     fn recorded(&self) -> Option<GraphId> {
         with(Gpu::recorded)
     }
+    fn abandon(&self) {
+        with(Gpu::abandon);
+    }
     fn replay(&self, graph: GraphId) {
         with(|gpu| gpu.replay(graph));
     }
