@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kernels::cuda::source::hash_of_all;
+use quire_kernels::cuda::source::hash_of_all;
 
 #[test]
 fn a_result_of_other_kernels_says_that_it_is_stale() {
