@@ -99,7 +99,8 @@ impl Report {
         let share = row.share();
         let said = share.map_or(String::new(), |s| format!("{:5.1} %", 100.0 * s));
         println!("{:48} {:12.2} {:8} {said}", row.case, row.value, row.unit);
-        let number = |v: Option<f64>| v.map_or("null".into(), |v| format!("{v:.4}"));
+        let number =
+            |v: Option<f64>| v.filter(|v| v.is_finite()).map_or("null".into(), |v| format!("{v:.4}"));
         self.line(&[
             ("case", quoted(&row.case)),
             ("unit", quoted(row.unit)),
