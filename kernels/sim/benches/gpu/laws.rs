@@ -40,6 +40,7 @@ fn decode(device: &Device, options: CudaOptions) -> Vec<f32> {
         }
         logits.extend(layer.run(&mut b, &step));
     }
+    assert_eq!(options.graphs, layer.replays() > 0, "{} steps were replayed", layer.replays());
     logits
 }
 

@@ -1,5 +1,7 @@
 //! A layer of a small model with random weights: every op of a step once, as correctness cases run it.
 
+use std::cell::Cell;
+
 use base::SplitMix;
 use kernels::{
     AttentionShape, Backend, Batch, BufferId, KvShape, KvType, LinearId, Precision, Replay, RopeId,
@@ -64,6 +66,7 @@ pub struct Layer {
     bias: VectorId,
     rope: RopeId,
     buffers: Buffers,
+    replays: Cell<usize>,
 }
 
 struct Buffers {
@@ -105,6 +108,7 @@ impl Layer {
             bias: vector(b, &bias),
             rope: b.rope_table(&table).expect("device memory"),
             buffers: Buffers::new(b, rows, &shape),
+            replays: Cell::new(0),
         };
         let (page_tokens, kv_heads, head_dim) = (case.page_tokens, case.kv_heads, case.head_dim);
         let kind = KvType::Bf16;
@@ -121,10 +125,15 @@ impl Layer {
                 self.ops(b);
                 b.recorded();
             }
-            Replay::Done => {}
+            Replay::Done => self.replays.set(self.replays.get() + 1),
         }
         b.end();
         b.read(self.buffers.logits)
+    }
+
+    /// Steps that ran from a recording of an earlier one.
+    pub fn replays(&self) -> usize {
+        self.replays.get()
     }
 
     /// embed → norm → qkv → rope and store → attend → o → add and norm → gate·up → down → logits.

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! gpu [--cubins DIR] [--json FILE] [--parts PART,…] [--emulate 80|90]
-//!     [--cases N] [--no-twin] [--single] [--ceilings BYTES/S,FLOP/S]
+//!     [--cases N] [--no-twin] [--single] [--ceilings BYTES/S,FLOP/S] [--after N]
 //! ```
 //!
 //! Parts, in the order in which they rest on each other. *conformance*: each instruction wrapper alone, word for
 //! word against the emulator. *correct*: chains of ops against the emulator, and the laws (cut, shared, recorded,
 //! alone or among others: the same bits). *attention*, *cascade*, *linears*, *rows*: rows of a table, each with the
 //! least time that bytes and operations allow, by ceilings that *attention* measures first and others are told.
-//! Each part is meant for a process of its own, since a dead kernel takes its process along (scripts/gpu-check).
+//! Each part is meant for a process of its own, since a dead kernel takes its process along; the next one goes on
+//! `--after` the attempts that were begun (scripts/gpu-check).
 //! `--emulate` runs all of it on the emulator, with small sizes: it proves this program. Without a device it says
 //! so and ends well. `--single`: allocations one by one, for memory checkers; `--no-twin`: no emulator beside.
 
@@ -32,7 +33,7 @@ use kernels::cuda::gpu::{Gpu, GpuError, GpuOptions};
 
 use bench::Device;
 use lease::Allocations;
-use report::Report;
+use report::{Panics, Report};
 use speed::Ceilings;
 
 /// What to run, and where.
@@ -46,6 +47,7 @@ pub struct Arguments {
     twin: Twin,
     allocations: Allocations,
     ceilings: Option<Ceilings>,
+    after: usize,
 }
 
 /// Whether results are held against the emulator as well.
@@ -57,7 +59,8 @@ pub enum Twin {
 
 fn main() {
     let arguments = arguments();
-    let mut report = Report::new(arguments.json.as_deref());
+    let panics = if arguments.emulate.is_some() { Panics::Fail } else { Panics::End };
+    let mut report = Report::new(arguments.json.as_deref(), arguments.after, panics);
     match arguments.emulate {
         Some(arch) => {
             report.describe(&format!("emulated sm_{arch}"), "none", None);
@@ -131,6 +134,7 @@ fn arguments() -> Arguments {
         twin: Twin::Beside,
         allocations: Allocations::Shared,
         ceilings: None,
+        after: 0,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -142,6 +146,7 @@ fn arguments() -> Arguments {
             "--parts" => parsed.parts = value().split(',').map(str::to_owned).collect(),
             "--emulate" => parsed.emulate = Some(number(value())),
             "--cases" => parsed.cases = Some(number(value()) as usize),
+            "--after" => parsed.after = number(value()) as usize,
             "--no-twin" => parsed.twin = Twin::Without,
             "--single" => parsed.allocations = Allocations::Single,
             "--ceilings" => {

@@ -30,19 +30,34 @@ impl Row {
     }
 }
 
+/// What a panic does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Panics {
+    /// Fails a check; the next attempt runs.
+    Fail,
+    /// Ends the process as well: a context that an error has stuck to answers nothing any more.
+    End,
+}
+
+/// What a process ends with after a panic that was written down.
+const PANICKED: i32 = 3;
+
 pub struct Report {
     lines: Option<File>,
     failures: usize,
+    panics: Panics,
+    /// Attempts that an earlier process has begun, and that are passed over.
+    before: usize,
 }
 
 impl Report {
-    /// Appends to `path`.
-    pub fn new(path: Option<&Path>) -> Self {
+    /// Appends to `path`; the first `before` attempts are passed over.
+    pub fn new(path: Option<&Path>, before: usize, panics: Panics) -> Self {
         let open = |path: &Path| {
             let file = File::options().create(true).append(true).open(path);
             file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
         };
-        Self { lines: path.map(open), failures: 0 }
+        Self { lines: path.map(open), failures: 0, panics, before }
     }
 
     /// Where the results are from.
@@ -58,12 +73,19 @@ impl Report {
 
     /// Says what comes next, then runs it; a panic is a failed check, and the next may run.
     pub fn attempt(&mut self, what: &str, work: impl FnOnce(&mut Report)) {
+        if self.before > 0 {
+            self.before -= 1;
+            return;
+        }
         println!("... {what}");
         self.line(&[("begun", quoted(what))]);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
             self.check(what, &format!("panic: {text}"), false);
+            if self.panics == Panics::End {
+                std::process::exit(PANICKED);
+            }
         }
     }
 
@@ -77,7 +99,8 @@ impl Report {
         let share = row.share();
         let said = share.map_or(String::new(), |s| format!("{:5.1} %", 100.0 * s));
         println!("{:48} {:12.2} {:8} {said}", row.case, row.value, row.unit);
-        let number = |v: Option<f64>| v.map_or("null".into(), |v| format!("{v:.4}"));
+        let number =
+            |v: Option<f64>| v.filter(|v| v.is_finite()).map_or("null".into(), |v| format!("{v:.4}"));
         self.line(&[
             ("case", quoted(&row.case)),
             ("unit", quoted(row.unit)),

@@ -97,7 +97,7 @@ pub fn sampling(device: &Device, ceilings: Ceilings, report: &mut Report) {
         let row = SampleRow { params: &filtered, history: &history, position: 1, forced: None };
         let asked = vec![row; rows];
         let time = timing::launched(device, 1, &mut |_| drop(b.sample(logits, &asked)));
-        report.row(&micros(case.clone(), time, None, "-"));
+        report.row(&micros(case.clone(), time, floor, "-"));
     });
 }
 
