@@ -13,6 +13,7 @@
 mod index;
 mod keys;
 mod orders;
+mod recorder;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,13 +24,14 @@ use kvcache::{
     ColdOrder, ColdOutcome, ColdWork, EvictionKind, JournalNote, LowerConfig, SlotRecord, Ticket, WritePolicy,
 };
 use transfer::{
-    ArenaError, DoneSink, Entry, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing,
-    NvmeConfig, NvmeTier, ObjectConfig, ObjectTier, OpenError, PageTier, StartWith, TierIoStats,
+    ArenaError, DoneSink, HostArena, Journal, JournalConfig, JournalError, JournalStats, KeyRing, NvmeConfig,
+    NvmeTier, ObjectConfig, ObjectTier, OpenError, PageTier, StartWith, TierIoStats,
 };
 
 use crate::executor::ExecutorShape;
 use index::Index;
 pub use keys::{DEFAULT, Keys, KeysError, Namespace, NamespaceSpec, Retention};
+use recorder::Recorder;
 
 /// Jobs that may wait in a cold tier: more than the cache has in flight.
 const QUEUE_MAX: usize = 16_384;
@@ -102,14 +104,10 @@ pub type OutcomeSink = Arc<dyn Fn(Ticket, ColdOutcome) + Send + Sync>;
 pub struct Storage {
     host: Option<Arc<HostArena>>,
     tiers: Vec<Arc<dyn PageTier>>,
-    journal: Option<(Arc<Journal>, Index)>,
+    journal: Option<(Arc<Journal>, Recorder)>,
     scrubber: Option<SyncSender<(Ticket, Vec<FrameId>)>>,
     shape: StorageShape,
     sink: OutcomeSink,
-    /// Entries given back by a full journal: the index then knows less than there is.
-    unrecorded: u64,
-    /// Purges that a full journal has not heard of yet.
-    forgets: Vec<Entry>,
 }
 
 /// What the scheduler must know of it.
@@ -135,6 +133,9 @@ pub struct StorageStats {
     pub tiers: Vec<(Tier, TierIoStats)>,
     pub journal: Option<JournalStats>,
     pub unrecorded: u64,
+    /// Stores not made because the index could not be written, and whether it cannot now.
+    pub refused_stores: u64,
+    pub is_failing: bool,
     pub host_is_pinned: bool,
 }
 
@@ -157,8 +158,6 @@ impl Storage {
             scrubber: None,
             shape: StorageShape { page_bytes: shape.page_bytes, layout: layout_of(shape) },
             sink,
-            unrecorded: 0,
-            forgets: Vec::new(),
         };
         let is_cold = config.nvme.is_some() || config.object.is_some();
         if config.host.bytes < page {
@@ -261,7 +260,7 @@ impl Storage {
         opened.has_past = recovered.next_tree > 1;
         let (index, records) = Index::recover(recovered);
         opened.records = records;
-        self.journal = Some((Arc::new(journal), index));
+        self.journal = Some((Arc::new(journal), Recorder::new(index)));
         Ok(())
     }
 
@@ -272,8 +271,12 @@ impl Storage {
 
     /// Hands orders to the threads that carry them out; answers with those that could not be queued. As a
     /// value and not through the sink: the caller is who reads what the sink writes.
-    pub fn submit(&mut self, orders: Vec<ColdOrder>) -> Vec<Ticket> {
+    pub fn submit(&mut self, mut orders: Vec<ColdOrder>) -> Vec<Ticket> {
         let mut refused = Vec::new();
+        if let Some((journal, recorder)) = &mut self.journal {
+            recorder.look(journal.stats());
+            refused = recorder.sift(&mut orders);
+        }
         let mut by_tier: Vec<(Tier, Vec<ColdOrder>)> = Vec::new();
         for order in orders {
             match by_tier.last_mut() {
@@ -315,23 +318,18 @@ impl Storage {
 
     /// Records what the index must know after a restart.
     pub fn record(&mut self, notes: Vec<JournalNote>) {
-        let Some((journal, index)) = &mut self.journal else { return };
-        let mut entries = std::mem::take(&mut self.forgets);
-        entries.extend(index.entries(notes));
-        if entries.is_empty() {
-            return;
-        }
-        if let Err(refused) = journal.submit(entries) {
-            self.unrecorded += refused.len() as u64;
-            // A page that is not recorded is computed again; a namespace that is not forgotten comes back.
-            let is_forget = |entry: &Entry| matches!(entry, Entry::DropNamespace { .. });
-            self.forgets = refused.into_iter().filter(is_forget).collect();
+        if let Some((journal, recorder)) = &mut self.journal {
+            recorder.record(notes, |entries| journal.submit(entries));
         }
     }
 
     /// Whether the journal has been told of every purge.
     pub fn has_told_all(&self) -> bool {
-        self.forgets.is_empty()
+        self.recorder().is_none_or(Recorder::has_told_all)
+    }
+
+    fn recorder(&self) -> Option<&Recorder> {
+        self.journal.as_ref().map(|(_, recorder)| recorder)
     }
 
     /// The cold tiers, for whoever counts what they do.
@@ -348,7 +346,9 @@ impl Storage {
         StorageStats {
             tiers: self.tiers.iter().map(|tier| (tier.tier(), tier.stats())).collect(),
             journal: self.journal.as_ref().map(|(journal, _)| journal.stats()),
-            unrecorded: self.unrecorded,
+            unrecorded: self.recorder().map_or(0, Recorder::unrecorded),
+            refused_stores: self.recorder().map_or(0, Recorder::refused),
+            is_failing: self.recorder().is_some_and(Recorder::is_failing),
             host_is_pinned: self.host.as_ref().is_some_and(|host| host.is_pinned()),
         }
     }

@@ -3,5 +3,7 @@
 mod claims;
 mod harness;
 mod pressure;
+mod restart;
 mod soak;
+mod telling;
 mod tiers;

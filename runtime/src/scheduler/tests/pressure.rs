@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use base::{Priority, StepId};
+use base::{NamespaceId, Priority, StepId};
+use kvcache::TreeKey;
 
 use super::harness::Harness;
 use crate::executor::sim::SimConfig;
@@ -132,4 +133,33 @@ fn a_prompt_as_large_as_the_pool_runs_alone() {
     for id in [other, large] {
         assert_eq!(h.heard(id).tokens, h.expected(&h.clients[&id].request));
     }
+}
+
+#[test]
+fn a_head_that_does_not_fit_does_not_use_its_prefix() {
+    let mut h = Harness::small(32, 16);
+    let shared = prompt(0, 64);
+    h.ask(&shared, 1);
+    h.run(100);
+    // A long answer holds the pool while the head waits for more than is left.
+    h.ask(&prompt(300, 128), 250);
+    for _ in 0..4 {
+        h.tick();
+    }
+    let big: Vec<u32> = shared.iter().copied().chain(prompt(600, 336)).collect();
+    let blocked = h.ask(&big, 1);
+    h.tick();
+    let used = |h: &Harness| {
+        let device = &h.scheduler.tiers.device;
+        let key = TreeKey::new(NamespaceId(0), h.sim.shape.model);
+        (device.frequency(&key, &shared), device.stats().counters.queries)
+    };
+    let before = used(&h);
+    assert!(before.0 > 0, "what the head shares is cached");
+    for _ in 0..20 {
+        h.tick();
+    }
+    assert_eq!((h.heard(blocked).cached, used(&h)), (None, before));
+    h.run(2000);
+    assert!(h.heard(blocked).cached.is_some() && used(&h).1 > before.1);
 }
