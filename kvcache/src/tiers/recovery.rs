@@ -2,7 +2,8 @@
 //!
 //! Records come in any order. They are put back path by path, longest shared parts once: a record whose
 //! parent is not among them, whose name its tokens do not give, or whose namespace was purged since, is
-//! lost, and its slot free. Nothing is told of them: whoever has readers retells. Costs one hash per page, which also proves the record's place in its path.
+//! lost, and its slot free. Readers were told nothing of what is back, so the next drain says that events
+//! were lost. Costs one hash per page, which also proves the record's place in its path.
 
 use std::collections::{HashMap, HashSet};
 
@@ -27,6 +28,9 @@ impl Tiers {
             kept += placed.len();
             let is_lost = |record: &&&SlotRecord| !placed.contains_key(&record.slot);
             lost.extend(of_tier.iter().filter(is_lost).map(|record| (tier, record.slot)));
+        }
+        if kept > 0 {
+            self.lose_events();
         }
         (kept, lost)
     }

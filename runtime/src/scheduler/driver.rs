@@ -51,14 +51,13 @@ pub(crate) fn spawn(
     config.tiers = lower;
     base::spawn("scheduler", move || {
         let mut scheduler = Scheduler::new(config, executor.shape(), Arc::clone(&stats));
-        let kept = settle_in(&mut scheduler, namespaces, records, executor.shape().page_bytes as u64);
-        let teller = if kept > 0 { Teller::of_unknown() } else { Teller::new() };
+        settle_in(&mut scheduler, namespaces, records, executor.shape().page_bytes as u64);
         let driver = Driver {
             scheduler,
             executor,
             storage,
             events,
-            teller,
+            teller: Teller::new(),
             clock,
             stats,
             inbox,
@@ -69,13 +68,13 @@ pub(crate) fn spawn(
     })
 }
 
-/// Namespaces and the pages of an earlier run, before the first request; answers with how many are back.
+/// Namespaces and the pages of an earlier run, before the first request.
 fn settle_in(
     scheduler: &mut Scheduler,
     namespaces: Vec<Namespace>,
     records: Vec<SlotRecord>,
     page_bytes: u64,
-) -> usize {
+) {
     for namespace in namespaces {
         scheduler.register_namespace(namespace.id, namespace.chain, namespace.generation);
         for (tier, quota) in Tier::ALL.into_iter().zip(namespace.spec.quotas) {
@@ -83,12 +82,10 @@ fn settle_in(
         }
     }
     let found = records.len();
-    if found == 0 {
-        return 0;
+    if found > 0 {
+        let kept = scheduler.reinstate(records);
+        tracing::info!(kept, lost = found - kept, "pages of an earlier run are back");
     }
-    let kept = scheduler.reinstate(records);
-    tracing::info!(kept, lost = found - kept, "pages of an earlier run are back");
-    kept
 }
 
 struct Driver {
