@@ -94,6 +94,9 @@ impl Feed {
         let mut head = self.hub.head();
         let mut place = self.begin(&out).await?;
         loop {
+            if self.hub.extent().next <= place.next {
+                place.repeats = 0;
+            }
             self.news(&mut head, place.next).await;
             let turn = out.turn().await?;
             match self.hub.read(place.next) {
@@ -106,10 +109,7 @@ impl Feed {
                     turn.give(gap(place.next, oldest)).await?;
                     place = self.mend(&out, place.repeats, oldest).await?;
                 }
-                Read::Nothing => {
-                    place.repeats = 0;
-                    turn.give(self.heartbeat(place.next)?).await?;
-                }
+                Read::Nothing => turn.give(self.heartbeat(place.next)?).await?,
                 Read::Ended => return Err(ApiError::unavailable("KV events have ended", "engine").into()),
             }
         }
