@@ -103,7 +103,8 @@ impl Feed {
                 Read::Record(record) => {
                     place.next = record.sequence + 1;
                     let message = self.batch(&record)?;
-                    turn.give_holding(message, record).await?;
+                    drop(record);
+                    turn.give_revised(message, self.forget_purged()).await?;
                 }
                 Read::Missed { oldest } => {
                     turn.give(gap(place.next, oldest)).await?;
@@ -203,6 +204,22 @@ impl Feed {
         let load = Some(wire::load(&self.app)?);
         let Record { sequence, unix_ms, .. } = *record;
         Ok(wrap(Message::Batch(EventBatch { sequence, unix_ms, events, more: false, load })))
+    }
+
+    /// Takes tokens out of a message that are purged by the time it is taken.
+    fn forget_purged(&self) -> Box<dyn FnOnce(&mut KvEventsResponse) + Send> {
+        let (hub, names) = (self.hub.clone(), self.names.clone());
+        Box::new(move |response| {
+            let Some(Message::Batch(batch)) = &mut response.message else { return };
+            for event in &mut batch.events {
+                if let Some(event::Event::Stored(run)) = &mut event.event
+                    && !run.token_ids.is_empty()
+                    && names.owner(run).is_none_or(|owner| hub.is_purged(&owner))
+                {
+                    run.token_ids = Vec::new();
+                }
+            }
+        })
     }
 
     fn heartbeat(&self, next_sequence: u64) -> Result<KvEventsResponse, Status> {
