@@ -30,5 +30,5 @@ pub(crate) use hub::Forgotten;
 pub use hub::{EventHub, EventsConfig, Snapshots};
 pub(crate) use log::Read;
 pub(crate) use mirror::Snapshot;
-pub(crate) use record::{Change, Record, Run};
+pub(crate) use record::{Change, Owner, Record, Run};
 pub use socket::{EventServer, EventServerError};

@@ -94,22 +94,23 @@ impl Feed {
         let mut head = self.hub.head();
         let mut place = self.begin(&out).await?;
         loop {
+            if self.hub.extent().next <= place.next {
+                place.repeats = 0;
+            }
             self.news(&mut head, place.next).await;
             let turn = out.turn().await?;
             match self.hub.read(place.next) {
                 Read::Record(record) => {
                     place.next = record.sequence + 1;
                     let message = self.batch(&record)?;
-                    turn.give_holding(message, record).await?;
+                    drop(record);
+                    turn.give_revised(message, self.forget_purged()).await?;
                 }
                 Read::Missed { oldest } => {
                     turn.give(gap(place.next, oldest)).await?;
                     place = self.mend(&out, place.repeats, oldest).await?;
                 }
-                Read::Nothing => {
-                    place.repeats = 0;
-                    turn.give(self.heartbeat(place.next)?).await?;
-                }
+                Read::Nothing => turn.give(self.heartbeat(place.next)?).await?,
                 Read::Ended => return Err(ApiError::unavailable("KV events have ended", "engine").into()),
             }
         }
@@ -203,6 +204,22 @@ impl Feed {
         let load = Some(wire::load(&self.app)?);
         let Record { sequence, unix_ms, .. } = *record;
         Ok(wrap(Message::Batch(EventBatch { sequence, unix_ms, events, more: false, load })))
+    }
+
+    /// Takes tokens out of a message that are purged by the time it is taken.
+    fn forget_purged(&self) -> Box<dyn FnOnce(&mut KvEventsResponse) + Send> {
+        let (hub, names) = (self.hub.clone(), self.names.clone());
+        Box::new(move |response| {
+            let Some(Message::Batch(batch)) = &mut response.message else { return };
+            for event in &mut batch.events {
+                if let Some(event::Event::Stored(run)) = &mut event.event
+                    && !run.token_ids.is_empty()
+                    && names.owner(run).is_none_or(|owner| hub.is_purged(&owner))
+                {
+                    run.token_ids = Vec::new();
+                }
+            }
+        })
     }
 
     fn heartbeat(&self, next_sequence: u64) -> Result<KvEventsResponse, Status> {

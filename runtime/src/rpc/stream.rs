@@ -8,7 +8,6 @@
 //! work ends with; never by itself in silence, so that a task that died is an error and not the end of news. Its
 //! seat is free as soon as its work has ended, whether the end is taken or not.
 
-use std::any::Any;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,10 +37,13 @@ pub(super) struct Streams {
     stall_max: Duration,
 }
 
-/// A message, and what must live until it has been taken.
+/// What is left out of a message at the moment at which it is taken.
+type Revise<T> = Box<dyn FnOnce(&mut T) + Send>;
+
+/// A message. A reader may ask long before it takes: an encoder asks for the next as it hands on the last.
 struct Parcel<T> {
     message: Result<T, Status>,
-    _hold: Option<Arc<dyn Any + Send + Sync>>,
+    revise: Option<Revise<T>>,
 }
 
 /// Where a stream's work puts its messages.
@@ -109,7 +111,7 @@ async fn drive<T, G>(
         }
     };
     drop(seat);
-    let _ = sender.send_timeout(Parcel { message: Err(end), _hold: None }, END_MAX).await;
+    let _ = sender.send_timeout(Parcel { message: Err(end), revise: None }, END_MAX).await;
 }
 
 pub(super) fn draining() -> Status {
@@ -133,12 +135,12 @@ impl<T> Outlet<T> {
 
 impl<T> Turn<'_, T> {
     pub async fn give(self, message: T) -> Result<(), Status> {
-        self.hand(Parcel { message: Ok(message), _hold: None }).await
+        self.hand(Parcel { message: Ok(message), revise: None }).await
     }
 
-    /// Keeps `hold` until the reader has taken the message.
-    pub async fn give_holding(self, message: T, hold: Arc<dyn Any + Send + Sync>) -> Result<(), Status> {
-        self.hand(Parcel { message: Ok(message), _hold: Some(hold) }).await
+    /// As `give`; `revise` has the last word when the reader takes the message.
+    pub async fn give_revised(self, message: T, revise: Revise<T>) -> Result<(), Status> {
+        self.hand(Parcel { message: Ok(message), revise: Some(revise) }).await
     }
 
     async fn hand(self, parcel: Parcel<T>) -> Result<(), Status> {
@@ -158,7 +160,12 @@ impl<T> Stream for Messages<T> {
             return Poll::Pending;
         };
         self.has_asked = false;
-        let message = parcel.map(|parcel| parcel.message);
+        let message = parcel.map(|Parcel { mut message, revise }| {
+            if let (Ok(message), Some(revise)) = (&mut message, revise) {
+                revise(message);
+            }
+            message
+        });
         let is_lost = message.is_none() && !self.has_ended;
         self.has_ended |= matches!(message, None | Some(Err(_)));
         let lost = || Err(status(Code::Internal, "internal", "the stream broke off"));
@@ -225,17 +232,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_message_was_made_from_is_let_go_once_it_is_taken() {
+    async fn a_message_is_revised_when_it_is_taken() {
         let (streams, phase) = streams();
-        let record = Arc::new(7);
-        let held = Arc::clone(&record);
         let work = |out: Outlet<u32>| async move {
-            out.turn().await?.give_holding(1, held).await?;
+            out.turn().await?.give_revised(1, Box::new(|n| *n += 1)).await?;
             std::future::pending().await
         };
         let mut messages = streams.begin(Deadline::default(), work).unwrap();
-        assert_eq!(next(&mut messages).await.unwrap().unwrap(), 1);
-        assert_eq!(Arc::strong_count(&record), 1);
+        assert_eq!(next(&mut messages).await.unwrap().unwrap(), 2);
         phase.send_replace(Phase::Draining);
         assert_eq!(next(&mut messages).await.unwrap().unwrap_err().code(), Code::Unavailable);
     }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use base::{NamespaceId, Tier};
+use base::{AdapterId, Generation, NamespaceId, Tier};
 use kvcache::{CacheStats, TierStats};
 use proto::v1::{self, Readiness};
 
 use crate::api::App;
 use crate::api::error::ApiError;
 use crate::engine::{CacheReport, Engine, Health};
-use crate::events::Run;
+use crate::events::{Owner, Run};
 use crate::purge::{Guarantee, PurgeReport, SignedReport, TierLine};
 use crate::stats::EngineStats;
 
@@ -35,6 +35,13 @@ impl Names {
     pub fn of(&self, id: NamespaceId) -> String {
         let known = self.0.iter().find(|(other, _)| *other == id);
         known.map_or_else(|| format!("#{id}"), |(_, name)| name.clone())
+    }
+
+    /// Whose a run is that was told.
+    pub fn owner(&self, run: &v1::StoredRun) -> Option<Owner> {
+        let (id, _) = self.0.iter().find(|(_, name)| *name == run.namespace)?;
+        let (generation, adapter) = (Generation(run.generation), AdapterId(run.adapter));
+        Some(Owner { namespace: *id, generation, adapter })
     }
 
     /// Several at once, ascending and each once; or the place of the first that is unknown.

@@ -95,16 +95,27 @@ async fn a_purge_whose_caller_has_left_is_done_all_the_same() {
 async fn streams_end_at_their_deadline() {
     let server = Server::start().await;
     let channel = server.operator().await.with_timeout("50m");
-    let mut follower = Follower::new(&channel).await;
-    let ended = loop {
-        if let Err(ended) = follower.step().await {
-            break ended;
+    let ended = match Follower::begin(&channel, KvEventsRequest::default()).await {
+        Err(ended) => ended,
+        Ok(mut follower) => loop {
+            if let Err(ended) = follower.step().await {
+                break ended;
+            }
+        },
+    };
+    assert_eq!(ended.code(), Code::DeadlineExceeded);
+    let ended = match channel.replica().load(LoadRequest::default()).await {
+        Err(ended) => ended,
+        Ok(load) => {
+            let mut load = load.into_inner();
+            loop {
+                if let Err(ended) = soon(load.message()).await {
+                    break ended;
+                }
+            }
         }
     };
     assert_eq!(ended.code(), Code::DeadlineExceeded);
-    let mut load = channel.replica().load(LoadRequest::default()).await.unwrap().into_inner();
-    assert!(load.message().await.unwrap().is_some());
-    assert_eq!(load.message().await.err().unwrap().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test]
