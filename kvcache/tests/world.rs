@@ -90,7 +90,7 @@ pub fn build(setup: Setup) -> Tiers {
     };
     let mut tiers = Tiers::new(TiersConfig { lower: lower.collect(), orders_max: 64, device });
     for tenant in 0..setup.tenants {
-        tiers.register_namespace(NamespaceId(tenant), NamespaceKey([tenant as u8; 32]));
+        tiers.register_namespace(NamespaceId(tenant), chain_key(tenant));
     }
     tiers
 }
@@ -523,4 +523,11 @@ impl World {
         let id = self.tiers.purge(NamespaceId(tenant), up_to);
         self.purges.push(id);
     }
+}
+
+/// One of its own for each tenant: two that shared a key would share names, and a follower knows names only.
+fn chain_key(tenant: u64) -> NamespaceKey {
+    let mut key = [7; 32];
+    key[..8].copy_from_slice(&tenant.to_le_bytes());
+    NamespaceKey(key)
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use base::{Clock, Nanos, SystemClock};
 use kernels::cpu::{CpuBackend, CpuOptions};
-use kernels::{Precision, 
+use kernels::{
     AttentionShape, Backend, BackendInfo, Batch, BufferId, History, HostTensor, KernelError, KvShape,
-    LinearId, RopeId, RopeStore, RopeTable, SampleRow, Sampled, SamplingParams, SeqSpan, VectorId,
+    LinearId, Precision, RopeId, RopeStore, RopeTable, SampleRow, Sampled, SamplingParams, SeqSpan, VectorId,
     WeightForm,
 };
 use quire_runtime::files::ModelFiles;

@@ -4,7 +4,7 @@
 //! was met before, so that a replayed step finds its lists in place.
 
 use super::attend_plan::{AttendGeometry, AttendLimits, AttendPlan};
-use super::driver::{DevicePtr, Driver, TensorMap, Swizzle, TensorMapSpec};
+use super::driver::{DevicePtr, Driver, Swizzle, TensorMap, TensorMapSpec};
 use super::memory::{Buffer, DeviceArray};
 use super::pages::DevicePages;
 use super::params::attend::{

@@ -10,7 +10,7 @@ use kernels::SamplingParams;
 use kvcache::{EvictionKind, WritePolicy};
 
 use crate::engine::{CacheReport, Engine};
-use crate::events::{Change, EventHub, EventsConfig, Read};
+use crate::events::{Change, EventHub, EventsConfig, Read, Record};
 use crate::executor::sim::{SimConfig, SimModel};
 use crate::executor::threaded::ThreadedExecutor;
 use crate::request::{Request, Tenant};
@@ -83,12 +83,20 @@ impl Replica {
         }
     }
 
+    /// All that was told so far.
+    fn records(&self) -> Vec<Arc<Record>> {
+        let read = |sequence| match self.hub.read(sequence) {
+            Read::Record(record) => Some(record),
+            _ => None,
+        };
+        (0..).map_while(read).collect()
+    }
+
     /// Until so many blocks of the disk have been told of: all of them, each after its parent.
     fn told(&self, blocks: usize) -> BTreeSet<u64> {
         loop {
             let mut told = BTreeSet::new();
-            let Read::Records(records) = self.hub.read(0, usize::MAX) else { continue };
-            for change in records.iter().flat_map(|record| &record.changes) {
+            for change in self.records().iter().flat_map(|record| &record.changes) {
                 match change {
                     Change::Stored(run) if run.tiers.iter().eq([Tier::Nvme]) => {
                         assert!(run.parent.is_none_or(|parent| told.contains(&parent)), "a child first");
