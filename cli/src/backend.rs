@@ -1,7 +1,8 @@
 //! Which backend a model runs on: the GPU where there is one, else the CPU.
 //!
-//! `auto` falls back only where there is no GPU to speak of (no driver, no device). A GPU that is there and
-//! cannot be used is an error: a server that quietly ran on the CPU beside an idle GPU would be worse.
+//! `auto` falls back only where there is no GPU to speak of (no driver, no device, one before sm_80). A GPU
+//! that is there and cannot be used is an error: a server that quietly ran on the CPU beside an idle GPU
+//! would be worse.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! Which steps are recorded: decode steps whose rows all want logits, one recording per bucket of rows.
 //!
 //! A recorded step is launched for its whole bucket; kernels look up how many rows are live. The first step of
-//! a bucket runs as it comes (kernels are loaded, library algorithms chosen), the second is recorded.
+//! a bucket runs as it comes (library algorithms are chosen), the second is recorded.
 
 use super::driver::GraphId;
 
