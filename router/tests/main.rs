@@ -1,0 +1,1 @@
+//! What the router promises, through its public face.

@@ -1,0 +1,1 @@
+//! What the simulator promises: one seed, one run.
