@@ -6,10 +6,12 @@
 use std::fmt;
 
 use base::Tier;
+use serde::{Deserialize, Serialize};
 
 /// A replica's seat in the router's tables. Dense and reused: a seat is given away again once nothing
 /// in any table speaks of the replica that had it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Seat(pub u16);
 
 impl Seat {
@@ -76,7 +78,7 @@ impl FromIterator<Seat> for SeatSet {
 }
 
 /// How many blocks of a prompt, counted from its first, one replica holds in each tier.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Held {
     pub blocks: [u32; Tier::ALL.len()],
 }
