@@ -13,7 +13,6 @@ pub mod api;
 pub mod engine;
 pub mod events;
 pub mod executor;
-pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod plan;
@@ -23,4 +22,6 @@ pub mod rpc;
 pub mod scheduler;
 pub mod stats;
 pub mod storage;
-pub mod text;
+
+pub use text;
+pub use text::files;

@@ -4,9 +4,9 @@
 //! belong to the default namespace and may operate the server; a tenant's key may not. Admin keys, where
 //! there are any, are the only ones that may.
 
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use base::NamespaceId;
-use sha2::{Digest, Sha256};
+use web::{KeyDigest, bearer};
 
 use crate::api::config::Scrapers;
 use crate::api::error::ApiError;
@@ -44,13 +44,13 @@ pub struct TenantKeys {
 
 /// Digests of the accepted keys and whose they are; empty = everyone may.
 pub(crate) struct Keys {
-    known: Vec<([u8; 32], Caller)>,
+    known: Vec<(KeyDigest, Caller)>,
     /// Whether callers without a key are anyone's equal.
     is_open: bool,
     /// Callers of the default namespace.
     house: Caller,
     /// Digests of keys that open `/metrics`; `None` = it is open.
-    scrapers: Option<Vec<[u8; 32]>>,
+    scrapers: Option<Vec<KeyDigest>>,
 }
 
 impl Keys {
@@ -58,12 +58,13 @@ impl Keys {
     pub fn new(keys: &[String], admin: &[String], tenants: &[TenantKeys], retention: Retention) -> Self {
         let house = Caller { retention, ..Caller::default() };
         let role = if admin.is_empty() { Role::Operator } else { Role::User };
-        let mut known: Vec<_> = keys.iter().map(|key| (digest(key), Caller { role, ..house })).collect();
-        known.extend(admin.iter().map(|key| (digest(key), house)));
+        let mut known: Vec<_> =
+            keys.iter().map(|key| (KeyDigest::of(key), Caller { role, ..house })).collect();
+        known.extend(admin.iter().map(|key| (KeyDigest::of(key), house)));
         for tenant in tenants {
             let (namespace, retention) = (tenant.namespace, tenant.retention);
             let caller = Caller { namespace, retention, role: Role::User };
-            known.extend(tenant.keys.iter().map(|key| (digest(key), caller)));
+            known.extend(tenant.keys.iter().map(|key| (KeyDigest::of(key), caller)));
         }
         Self { is_open: keys.is_empty() && tenants.is_empty(), known, house, scrapers: None }
     }
@@ -72,7 +73,7 @@ impl Keys {
     pub fn with_scrapers(self, scrapers: &Scrapers) -> Self {
         let scrapers = match scrapers {
             Scrapers::Anyone => None,
-            Scrapers::Keyed(keys) => Some(keys.iter().map(digest).collect()),
+            Scrapers::Keyed(keys) => Some(keys.iter().map(KeyDigest::of).collect()),
         };
         Self { scrapers, ..self }
     }
@@ -82,8 +83,8 @@ impl Keys {
         let Some(scrapers) = &self.scrapers else { return Ok(()) };
         let needed = || ApiError::unauthorized("a key for metrics is needed: Authorization: Bearer KEY");
         let token = bearer(headers).ok_or_else(needed)?;
-        let given = digest(token);
-        if scrapers.iter().fold(false, |found, key| found | is_same(key, &given)) {
+        let given = KeyDigest::of(token);
+        if scrapers.iter().fold(false, |found, key| found | key.is_same(&given)) {
             return Ok(());
         }
         match self.owner(token).map(|caller| caller.role) {
@@ -109,32 +110,19 @@ impl Keys {
 
     /// Compares digests, all of them and in full: neither length, prefix nor place of a key shows.
     fn owner(&self, token: &str) -> Option<Caller> {
-        let given = digest(token);
+        let given = KeyDigest::of(token);
         let mut found = None;
         for (known, caller) in &self.known {
-            found = if is_same(known, &given) { Some(*caller) } else { found };
+            found = if known.is_same(&given) { Some(*caller) } else { found };
         }
         found
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-fn digest(key: impl AsRef<str>) -> [u8; 32] {
-    Sha256::digest(key.as_ref().as_bytes()).into()
-}
-
-/// Looks at every byte.
-fn is_same(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.iter().zip(b).fold(0, |acc, (a, b)| acc | (a ^ b)) == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::header;
 
     fn ask(keys: &Keys, value: &str) -> Option<Caller> {
         let mut headers = HeaderMap::new();

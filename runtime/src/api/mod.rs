@@ -34,4 +34,5 @@ pub use app::App;
 pub use auth::TenantKeys;
 pub use config::{MetricsAlias, Raising, Scrapers, ServerConfig, os_entropy};
 pub use router::PATHS;
-pub use serve::{Drained, runtime, serve};
+pub use serve::{runtime, serve};
+pub use web::Drained;

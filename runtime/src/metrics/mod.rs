@@ -4,13 +4,12 @@
 //! changing a prefix. A metrics crate would bring a global registry and a lock for what is a dozen
 //! atomics read once a scrape.
 
-mod histogram;
 mod rpc;
 mod server;
 mod text;
 mod tiers;
 
-pub use histogram::Histogram;
 pub use rpc::{Counted, Gauge, RpcMetrics};
 pub use server::{Ending, ServerMetrics};
 pub(crate) use text::{EngineNumbers, render};
+pub use web::Histogram;

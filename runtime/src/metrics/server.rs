@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::histogram::Histogram;
+use web::Histogram;
+
 use crate::metrics::rpc::RpcMetrics;
 
 const TTFT: &[f64] = &[

@@ -1,14 +1,13 @@
 //! Prometheus text of the server's and the engine's numbers.
 
-use std::fmt::Write;
-
 use base::Tier;
 use transfer::TierIoStats;
+use web::Page;
 
 use crate::executor::ExecutorShape;
-use crate::metrics::histogram::Histogram;
 use crate::metrics::rpc::RpcMetrics;
 use crate::metrics::server::{Ending, ServerMetrics};
+use crate::metrics::tiers::tiers;
 use crate::stats::EngineStats;
 
 /// Where an engine's numbers are read.
@@ -26,145 +25,92 @@ pub(crate) fn render(
     server: &ServerMetrics,
     engine: Option<EngineNumbers<'_>>,
 ) -> String {
-    let mut page = Page { out: String::with_capacity(16 << 10), prefix: "", model: escape(model) };
+    let mut page = Page::new("", &[("model_name", model)]);
     for prefix in prefixes {
-        page.prefix = prefix;
+        page.set_prefix(prefix);
         if let Some(EngineNumbers { stats, shape, io }) = engine {
-            page.engine(stats, shape);
-            page.tiers(stats, io);
+            engine_numbers(&mut page, stats, shape);
+            tiers(&mut page, stats, io);
         }
-        page.server(server);
+        server_numbers(&mut page, server);
     }
-    page.out
+    page.finish()
 }
 
-fn escape(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn engine_numbers(page: &mut Page, stats: &EngineStats, shape: &ExecutorShape) {
+    let get = EngineStats::get;
+    page.gauge("num_requests_running", "Sequences in the running batch.", get(&stats.running) as f64);
+    page.gauge("num_requests_waiting", "Sequences waiting to start.", get(&stats.waiting) as f64);
+    let total = get(&stats.pages_total);
+    let (free, cached) = (get(&stats.pages_free), get(&stats.pages_cached));
+    let used = total.saturating_sub(free + cached);
+    let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
+    page.gauge("kv_cache_usage_perc", "Part of the KV pages in use by sequences; 1 = all.", usage);
+    page.head("cache_config_info", "gauge", "The KV pool's shape, as labels.");
+    let (tokens, pages) = (shape.page_tokens.to_string(), shape.pages.to_string());
+    let labels = [("block_size", tokens.as_str()), ("num_gpu_blocks", pages.as_str())];
+    page.sample("cache_config_info", &labels, 1.0);
+    page.head("kv_pages", "gauge", "KV pages by state.");
+    for (state, pages) in [("used", used), ("cached", cached), ("free", free)] {
+        page.sample("kv_pages", &[("state", state)], pages as f64);
+    }
+    let counters = [
+        ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", &stats.prefix_query_tokens),
+        ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", &stats.prefix_hit_tokens),
+        ("prompt_tokens", "Prompt tokens of admitted sequences.", &stats.prompt_tokens),
+        ("generation_tokens", "Tokens generated.", &stats.generation_tokens),
+        ("computed_prompt_tokens", "Prompt tokens computed, not served from cache.", &stats.computed_tokens),
+        ("num_preemptions", "Sequences put back to make room.", &stats.preemptions),
+        ("evicted_pages", "Cached KV pages given up.", &stats.evicted_pages),
+        ("engine_steps", "Steps executed.", &stats.steps),
+        ("requests_expired", "Requests refused because their deadline had passed.", &stats.expired),
+        ("executor_restarts", "Restarts of the executor after a failed step.", &stats.executor_restarts),
+    ];
+    for (name, help, counter) in counters {
+        page.counter(name, help, get(counter) as f64);
+    }
+    let seconds = get(&stats.step_ns) as f64 / 1e9;
+    page.counter("engine_step_seconds", "Time the executor spent in steps.", seconds);
 }
 
-pub(super) struct Page<'a> {
-    out: String,
-    prefix: &'a str,
-    model: String,
-}
-
-impl Page<'_> {
-    fn engine(&mut self, stats: &EngineStats, shape: &ExecutorShape) {
-        let get = EngineStats::get;
-        self.gauge("num_requests_running", "Sequences in the running batch.", get(&stats.running) as f64);
-        self.gauge("num_requests_waiting", "Sequences waiting to start.", get(&stats.waiting) as f64);
-        let total = get(&stats.pages_total);
-        let (free, cached) = (get(&stats.pages_free), get(&stats.pages_cached));
-        let used = total.saturating_sub(free + cached);
-        let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
-        self.gauge("kv_cache_usage_perc", "Part of the KV pages in use by sequences; 1 = all.", usage);
-        self.head("cache_config_info", "gauge", "The KV pool's shape, as labels.");
-        let labels = format!(",block_size=\"{}\",num_gpu_blocks=\"{}\"", shape.page_tokens, shape.pages);
-        self.sample("cache_config_info", &labels, 1.0);
-        self.head("kv_pages", "gauge", "KV pages by state.");
-        for (state, pages) in [("used", used), ("cached", cached), ("free", free)] {
-            self.sample("kv_pages", &format!(",state=\"{state}\""), pages as f64);
-        }
-        let counters = [
-            (
-                "prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache.",
-                &stats.prefix_query_tokens,
-            ),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", &stats.prefix_hit_tokens),
-            ("prompt_tokens", "Prompt tokens of admitted sequences.", &stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated.", &stats.generation_tokens),
-            (
-                "computed_prompt_tokens",
-                "Prompt tokens computed, not served from cache.",
-                &stats.computed_tokens,
-            ),
-            ("num_preemptions", "Sequences put back to make room.", &stats.preemptions),
-            ("evicted_pages", "Cached KV pages given up.", &stats.evicted_pages),
-            ("engine_steps", "Steps executed.", &stats.steps),
-            ("requests_expired", "Requests refused because their deadline had passed.", &stats.expired),
-            ("executor_restarts", "Restarts of the executor after a failed step.", &stats.executor_restarts),
-        ];
-        for (name, help, counter) in counters {
-            self.counter(name, help, get(counter) as f64);
-        }
-        let seconds = get(&stats.step_ns) as f64 / 1e9;
-        self.counter("engine_step_seconds", "Time the executor spent in steps.", seconds);
-    }
-
-    fn server(&mut self, server: &ServerMetrics) {
-        self.head("request_success_total", "counter", "Finished sequences by reason.");
-        for ending in Ending::ALL {
-            let labels = format!(",finished_reason=\"{}\"", ending.label());
-            self.sample("request_success_total", &labels, server.endings(ending) as f64);
-        }
-        self.head("http_responses_total", "counter", "HTTP answers by status class.");
-        for (class, count) in server.responses() {
-            self.sample("http_responses_total", &format!(",status=\"{class}\""), count as f64);
-        }
-        self.rpc(&server.rpc);
-        let histograms = [
-            ("time_to_first_token_seconds", "From arrival to the first token.", &server.ttft),
-            ("inter_token_latency_seconds", "Between tokens of one sequence.", &server.inter_token),
-            ("e2e_request_latency_seconds", "From arrival to the last token.", &server.e2e),
-            ("request_queue_time_seconds", "From arrival to the first step.", &server.queue),
-            ("request_prompt_tokens", "Prompt tokens per finished sequence.", &server.prompt),
-            ("request_generation_tokens", "Generated tokens per finished sequence.", &server.generation),
-        ];
-        for (name, help, histogram) in histograms {
-            self.histogram(name, help, histogram);
-        }
-    }
-
-    fn rpc(&mut self, rpc: &RpcMetrics) {
-        self.head(
-            "grpc_calls_total",
-            "counter",
-            "gRPC calls and streams that have ended, by method and code.",
+fn server_numbers(page: &mut Page, server: &ServerMetrics) {
+    page.head("request_success_total", "counter", "Finished sequences by reason.");
+    for ending in Ending::ALL {
+        page.sample(
+            "request_success_total",
+            &[("finished_reason", ending.label())],
+            server.endings(ending) as f64,
         );
-        for (method, code, calls) in rpc.calls() {
-            self.sample("grpc_calls_total", &format!(",method=\"{method}\",code=\"{code}\""), calls as f64);
-        }
-        self.head("grpc_streams", "gauge", "Open gRPC streams by kind.");
-        for (kind, streams) in rpc.streams() {
-            self.sample("grpc_streams", &format!(",kind=\"{kind}\""), streams as f64);
-        }
-        self.gauge("grpc_connections", "Open gRPC connections.", rpc.connections.get() as f64);
-        self.gauge("grpc_snapshots", "Snapshots of the cache being told.", rpc.snapshots.get() as f64);
     }
+    page.head("http_responses_total", "counter", "HTTP answers by status class.");
+    for (class, count) in server.responses() {
+        page.sample("http_responses_total", &[("status", class)], count as f64);
+    }
+    rpc_numbers(page, &server.rpc);
+    let histograms = [
+        ("time_to_first_token_seconds", "From arrival to the first token.", &server.ttft),
+        ("inter_token_latency_seconds", "Between tokens of one sequence.", &server.inter_token),
+        ("e2e_request_latency_seconds", "From arrival to the last token.", &server.e2e),
+        ("request_queue_time_seconds", "From arrival to the first step.", &server.queue),
+        ("request_prompt_tokens", "Prompt tokens per finished sequence.", &server.prompt),
+        ("request_generation_tokens", "Generated tokens per finished sequence.", &server.generation),
+    ];
+    for (name, help, histogram) in histograms {
+        page.histogram(name, help, histogram);
+    }
+}
 
-    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let prefix = self.prefix;
-        let _ = writeln!(self.out, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}");
+fn rpc_numbers(page: &mut Page, rpc: &RpcMetrics) {
+    page.head("grpc_calls_total", "counter", "gRPC calls and streams that have ended, by method and code.");
+    for (method, code, calls) in rpc.calls() {
+        page.sample("grpc_calls_total", &[("method", method), ("code", code)], calls as f64);
     }
-
-    pub(super) fn sample(&mut self, name: &str, labels: &str, value: f64) {
-        let (prefix, model) = (self.prefix, &self.model);
-        let _ = writeln!(self.out, "{prefix}{name}{{model_name=\"{model}\"{labels}}} {value}");
+    page.head("grpc_streams", "gauge", "Open gRPC streams by kind.");
+    for (kind, streams) in rpc.streams() {
+        page.sample("grpc_streams", &[("kind", kind)], streams as f64);
     }
-
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
-        self.head(name, "gauge", help);
-        self.sample(name, "", value);
-    }
-
-    pub(super) fn counter(&mut self, stem: &str, help: &str, value: f64) {
-        let name = format!("{stem}_total");
-        self.head(&name, "counter", help);
-        self.sample(&name, "", value);
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        self.head(name, "histogram", help);
-        let buckets = histogram.cumulated();
-        let bucket = format!("{name}_bucket");
-        for (bound, count) in &buckets {
-            let bound = if bound.is_infinite() { "+Inf".to_owned() } else { bound.to_string() };
-            self.sample(&bucket, &format!(",le=\"{bound}\""), *count as f64);
-        }
-        self.sample(&format!("{name}_sum"), "", histogram.sum());
-        self.sample(&format!("{name}_count"), "", buckets.last().map_or(0, |last| last.1) as f64);
-    }
+    page.gauge("grpc_connections", "Open gRPC connections.", rpc.connections.get() as f64);
+    page.gauge("grpc_snapshots", "Snapshots of the cache being told.", rpc.snapshots.get() as f64);
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ use crate::api::App;
 use crate::api::auth::{Caller, Role};
 use crate::api::error::ApiError;
 use crate::api::router::CatchPanic;
-use crate::api::serve::Phase;
 use crate::metrics::Gauge;
+use web::Phase;
 
 /// The largest request: a list of namespaces. Without a key: the name of a service.
 const REQUEST_BYTES_MAX: usize = 64 << 10;

@@ -22,8 +22,8 @@ use super::door::{Open, router};
 use super::peers::{Calls, Idle, Peer, Peers};
 use crate::api::App;
 use crate::api::Drained;
-use crate::api::serve::{Phase, accept, follow_phase};
 use crate::metrics::Counted;
+use web::{Phase, accept, follow_phase};
 
 /// Calls and streams of one connection.
 const STREAMS_MAX: u32 = 128;

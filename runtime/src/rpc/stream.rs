@@ -20,8 +20,8 @@ use tonic::{Code, Status};
 
 use super::deadline::Deadline;
 use super::status::{busy, status};
-use crate::api::serve::Phase;
 use crate::metrics::Gauge;
+use web::Phase;
 
 /// A reader that takes nothing for so long is given up.
 const STALL_MAX: Duration = Duration::from_secs(60);

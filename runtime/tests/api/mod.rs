@@ -2,7 +2,6 @@
 
 mod bad_input;
 mod bodies;
-mod demo_text;
 mod lifecycle;
 mod server;
 mod streams;

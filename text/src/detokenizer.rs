@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use base::TokenId;
 
-use crate::text::vocabulary::{Kind, Lead, Style};
-use crate::text::{Text, Vocabulary};
+use crate::vocabulary::{Kind, Lead, Style};
+use crate::{Text, Vocabulary};
 
 /// Whether control tokens show in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +187,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::text::text::{GenerationDefaults, Parts};
-    use crate::text::vocabulary::char_of_byte;
+    use crate::text::{GenerationDefaults, Parts};
+    use crate::vocabulary::char_of_byte;
 
     /// A tokenizer with the given decoder over `tokens`; the last one is special.
     fn text(tokens: &[String], decoder: Value) -> Arc<Text> {

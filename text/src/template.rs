@@ -8,8 +8,8 @@ use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::Value;
 
-use crate::text::strftime::strftime;
-use crate::text::text::TextError;
+use crate::strftime::strftime;
+use crate::text::TextError;
 
 /// Texts of the special tokens, which templates print.
 #[derive(Clone, Debug, Default)]

@@ -4,10 +4,12 @@ use base::TokenId;
 use tokenizers::Tokenizer;
 
 use crate::files::{FilesError, ModelFiles};
-use crate::text::detokenizer::Specials;
-use crate::text::template::{ChatPrompt, ChatTemplate};
-use crate::text::vocabulary::{Kind, Vocabulary};
-use crate::text::{gguf, hub};
+use crate::detokenizer::Specials;
+use crate::template::{ChatPrompt, ChatTemplate};
+use crate::vocabulary::{Kind, Vocabulary};
+#[cfg(feature = "gguf")]
+use crate::gguf::parts as gguf_parts;
+use crate::hub;
 
 /// What can go wrong between a model's files and its text.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +79,7 @@ pub struct Text {
 impl Text {
     pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
         Self::check(match files {
-            ModelFiles::Gguf(path) => gguf::parts(path)?,
+            ModelFiles::Gguf(path) => gguf_parts(path)?,
             files => hub::parts(files)?,
         })
     }
@@ -171,4 +173,9 @@ impl Text {
     pub(crate) fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
     }
+}
+
+#[cfg(not(feature = "gguf"))]
+fn gguf_parts(path: &std::path::Path) -> Result<Parts, TextError> {
+    Err(TextError::Unsupported { key: "GGUF in this build", value: path.display().to_string() })
 }

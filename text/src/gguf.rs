@@ -14,8 +14,8 @@ use candle_core::quantized::gguf_file::{Content, Value as Meta};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use crate::text::template::{ChatTemplate, SpecialNames};
-use crate::text::text::{GenerationDefaults, Parts, TextError};
+use crate::template::{ChatTemplate, SpecialNames};
+use crate::text::{GenerationDefaults, Parts, TextError};
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -226,8 +226,8 @@ fn with_added(mut tokenizer: Value, tokens: &[&str], kinds: &[i64]) -> Result<To
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::vocabulary::char_of_byte;
-    use crate::text::{AddSpecials, Detokenizer, Specials, Text};
+    use crate::vocabulary::char_of_byte;
+    use crate::{AddSpecials, Detokenizer, Specials, Text};
 
     fn strings(list: &[String]) -> Meta {
         Meta::Array(list.iter().cloned().map(Meta::String).collect())

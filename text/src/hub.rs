@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::files::ModelFiles;
-use crate::text::template::{ChatTemplate, SpecialNames};
-use crate::text::text::{GenerationDefaults, Parts, TextError};
+use crate::template::{ChatTemplate, SpecialNames};
+use crate::text::{GenerationDefaults, Parts, TextError};
 
 pub(crate) fn parts(files: &ModelFiles) -> Result<Parts, TextError> {
     let bytes = files.read("tokenizer.json")?.ok_or(TextError::Missing("tokenizer.json"))?;
@@ -118,7 +118,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::text::{AddSpecials, Text};
+    use crate::{AddSpecials, Text};
 
     /// A directory with a byte-level tokenizer of a few letters and the given side files.
     fn load(files: &[(&str, Value)]) -> Result<Text, TextError> {
@@ -195,12 +195,12 @@ mod tests {
         let shown = |files: &[(&str, Value)]| {
             let text = load(files).unwrap();
             let (none, kwargs) = (Value::Null, serde_json::Map::new());
-            text.render(&crate::text::ChatPrompt {
+            text.render(&crate::ChatPrompt {
                 messages: &json!([]),
                 tools: &none,
                 documents: &none,
                 kwargs: &kwargs,
-                turn: crate::text::Turn::None,
+                turn: crate::Turn::None,
                 unix_ms: 0,
             })
         };

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use quire_runtime::files::ModelFiles;
-use quire_runtime::text::{AddSpecials, Detokenizer, Specials, Text};
+use quire_text::files::ModelFiles;
+use quire_text::{AddSpecials, Detokenizer, Specials, Text};
 
 fn demo() -> Arc<Text> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo");

@@ -6,9 +6,9 @@
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use crate::text::template::{ChatTemplate, SpecialNames};
-use crate::text::text::{GenerationDefaults, Parts, Text, TextError};
-use crate::text::vocabulary::char_of_byte;
+use crate::template::{ChatTemplate, SpecialNames};
+use crate::text::{GenerationDefaults, Parts, Text, TextError};
+use crate::vocabulary::char_of_byte;
 
 /// Ids below are bytes and the three marks.
 const WORDS_FROM: u32 = 259;

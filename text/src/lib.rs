@@ -5,16 +5,20 @@
 //! ```
 //!
 //! Loaded once per model; everything here is immutable and shared, per-sequence state lives in
-//! [`Detokenizer`] and [`StopMatcher`].
+//! [`Detokenizer`] and [`StopMatcher`]. A crate of its own, since router and replica must make the same
+//! tokens of the same request. GGUF metadata is read through the `gguf` feature only, so that who
+//! routes to directories alone builds no tensor library.
+
+pub mod files;
 
 mod detokenizer;
+#[cfg(feature = "gguf")]
 mod gguf;
 mod hub;
 mod stop;
 mod strftime;
 mod synthetic;
 mod template;
-#[expect(clippy::module_inception, reason = "the noun of the file is the noun of the module")]
 mod text;
 mod vocabulary;
 
