@@ -233,6 +233,7 @@ impl Book {
             return Err(BookError::RoutersFull { routers: self.remote.len() });
         }
         loads.truncate(Seat::MAX);
+        loads.iter_mut().for_each(|(_, load)| load.sanitize());
         self.remote.insert(router, Remote { sequence, heard: now, loads });
         Ok(())
     }
@@ -277,3 +278,6 @@ impl Book {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

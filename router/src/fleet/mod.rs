@@ -152,3 +152,6 @@ impl Fleet {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
