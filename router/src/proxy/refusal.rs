@@ -19,6 +19,7 @@ pub const OVERFLOW_HEADER: &str = "x-quire-overflow";
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Reason {
     InvalidJson,
+    InvalidHeader,
     UnknownModel,
     UnknownUrl,
     MethodNotAllowed,
@@ -42,8 +43,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::InvalidJson,
+        Reason::InvalidHeader,
         Reason::UnknownModel,
         Reason::UnknownUrl,
         Reason::MethodNotAllowed,
@@ -65,6 +67,7 @@ impl Reason {
     pub fn code(self) -> &'static str {
         match self {
             Reason::InvalidJson => "invalid_json",
+            Reason::InvalidHeader => "invalid_header",
             Reason::UnknownModel => "model_not_found",
             Reason::UnknownUrl => "unknown_url",
             Reason::MethodNotAllowed => "method_not_allowed",
@@ -85,7 +88,7 @@ impl Reason {
 
     pub fn status(self) -> StatusCode {
         match self {
-            Reason::InvalidJson | Reason::BodyCut => StatusCode::BAD_REQUEST,
+            Reason::InvalidJson | Reason::InvalidHeader | Reason::BodyCut => StatusCode::BAD_REQUEST,
             Reason::UnknownModel | Reason::UnknownUrl => StatusCode::NOT_FOUND,
             Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Reason::InvalidApiKey => StatusCode::UNAUTHORIZED,
