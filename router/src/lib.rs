@@ -12,5 +12,6 @@
 //! and the replay run the very code that serves. I/O lives in `events` and `proxy` alone.
 
 pub mod ids;
+pub mod index;
 
 pub use ids::{Held, Seat, SeatSet};
