@@ -15,5 +15,6 @@ pub mod book;
 pub mod decide;
 pub mod fleet;
 pub mod ids;
+pub mod index;
 
 pub use ids::{Held, Seat, SeatSet};
