@@ -8,6 +8,8 @@ use super::{Reservation, Seat};
 
 /// A busy replica says how fast it prefills after this many requests at the latest.
 const SPAN_REQUESTS: u32 = 8;
+/// After this long, work done counts 1/e.
+const RECENT_SECONDS: f64 = 30.0;
 /// Shorter answers say little about a step.
 const SPAN_TOKENS: u64 = 8;
 
@@ -26,6 +28,8 @@ pub struct Load {
     pub expected_tokens: u64,
     /// Since the oldest pending prefill can have begun.
     pub head_elapsed_ms: f64,
+    /// Prompt tokens given to it to compute, each counting less the longer ago that was.
+    pub recent_tokens: f64,
 }
 
 impl Load {
@@ -37,6 +41,7 @@ impl Load {
         self.resident_tokens = self.resident_tokens.saturating_add(other.resident_tokens);
         self.expected_tokens = self.expected_tokens.saturating_add(other.expected_tokens);
         self.head_elapsed_ms = self.head_elapsed_ms.max(other.head_elapsed_ms);
+        self.recent_tokens += other.recent_tokens;
     }
 }
 
@@ -77,7 +82,7 @@ impl Entry {
             active: 1,
             resident_tokens: u64::from(self.reservation.total_tokens) + self.generated,
             expected_tokens: self.expected_left(),
-            head_elapsed_ms: 0.0,
+            ..Load::default()
         }
     }
 }
@@ -89,6 +94,24 @@ pub(super) struct Account {
     /// When the oldest pending prefill can have begun.
     head_began: Nanos,
     busy: Busy,
+    recent: Recent,
+}
+
+/// A sum that fades.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    tokens: f64,
+    at: Nanos,
+}
+
+impl Recent {
+    fn read(&self, now: Nanos) -> f64 {
+        self.tokens * (-now.since(self.at).as_secs_f64() / RECENT_SECONDS).exp()
+    }
+
+    fn add(&mut self, tokens: u32, now: Nanos) {
+        *self = Self { tokens: self.read(now) + f64::from(tokens), at: now.max(self.at) };
+    }
 }
 
 /// Prefills that ended since the replica last had none, or since the last span was told.
@@ -107,6 +130,7 @@ impl Account {
             self.busy = Busy { began: now, ..Busy::default() };
         }
         self.load.add(&entry.load());
+        self.recent.add(entry.reservation.uncached_tokens, now);
     }
 
     pub fn prefilled(&mut self, entry: &mut Entry, now: Nanos) -> Option<PrefillSpan> {
@@ -145,7 +169,7 @@ impl Account {
     pub fn at(&self, now: Nanos) -> Load {
         let pending = self.load.pending_prefills > 0;
         let head_elapsed_ms = if pending { now.since(self.head_began).as_secs_f64() * 1e3 } else { 0.0 };
-        Load { head_elapsed_ms, ..self.load }
+        Load { head_elapsed_ms, recent_tokens: self.recent.read(now), ..self.load }
     }
 
     /// One prefill is no longer pending; the next can begin.

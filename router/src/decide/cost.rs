@@ -9,48 +9,97 @@ use base::Tier;
 
 use super::{AdapterState, Ask, Score, View, Weights};
 
+/// Prompt tokens that engines compute in one pass: a longer prompt waits for as many steps of those who decode.
+const PASS_TOKENS: f64 = 8192.0;
+/// Passes that a request waits for besides its own: half of the one that runs as it comes, and the one of its first
+/// token.
+const PASSES_BESIDES: f64 = 1.5;
+
+/// The request whole.
 pub(super) fn score(weights: &Weights, ask: &Ask, view: &View) -> Score {
-    let plan = cheapest_reach(ask, view);
-    let queue_ms = queue_ms(view);
-    let decode_ms = decode_ms(weights, ask, view);
-    let other_ms = other_ms(weights, ask, view, &plan);
+    let mut score = prefill_half(weights, ask, view);
+    score.decode_ms = decode_ms(weights, ask, view);
+    score.total_ms += score.decode_ms;
+    score
+}
+
+/// Its prompt alone.
+pub(super) fn prefill_half(weights: &Weights, ask: &Ask, view: &View) -> Score {
+    let reach = cheapest_reach(ask, view);
+    let queue_ms = queue_ms(weights, view, &reach);
+    let other_ms = adapter_ms(view)
+        + session_ms(weights, ask, view)
+        + pressure_ms(weights, ask, view, f64::from(reach.uncached_tokens))
+        + weights.recent * view.load.recent_tokens * view.rates.prefill_ms_per_token;
     Score {
         seat: view.seat,
         held: view.held,
-        uncached_tokens: plan.uncached_tokens,
-        prefill_ms: plan.prefill_ms,
-        restore_ms: plan.restore_ms,
+        uncached_tokens: reach.uncached_tokens,
+        prefill_ms: reach.prefill_ms,
+        restore_ms: reach.restore_ms,
         queue_ms,
-        decode_ms,
+        decode_ms: 0.0,
         other_ms,
-        total_ms: plan.prefill_ms + plan.restore_ms + queue_ms + decode_ms + other_ms,
+        total_ms: reach.prefill_ms + reach.restore_ms + queue_ms + other_ms,
     }
 }
 
+/// Its answer alone: what the replica lacks of the prompt comes from another's device.
+pub(super) fn decode_half(weights: &Weights, ask: &Ask, view: &View) -> Score {
+    let held = view.held.in_tier(Tier::Device);
+    let lacks = ask.prompt_tokens.div_ceil(ask.block_tokens.max(1)).saturating_sub(held);
+    let restore_ms = f64::from(lacks) * view.rates.transfer_ms_per_block;
+    let decode_ms = decode_ms(weights, ask, view);
+    let other_ms =
+        adapter_ms(view) + pressure_ms(weights, ask, view, f64::from(lacks) * f64::from(ask.block_tokens));
+    Score {
+        seat: view.seat,
+        held: view.held,
+        uncached_tokens: 0,
+        prefill_ms: 0.0,
+        restore_ms,
+        queue_ms: 0.0,
+        decode_ms,
+        other_ms,
+        total_ms: restore_ms + decode_ms + other_ms,
+    }
+}
+
+/// What a prefill takes from those who decode on the same replica: one token each comes that much later, and what of
+/// that exceeds the target was promised not to.
+pub(super) fn stall_ms(weights: &Weights, view: &View, prefill_ms: f64) -> f64 {
+    let decoding = view.load.active.saturating_sub(view.load.pending_prefills);
+    weights.stall * f64::from(decoding) * (prefill_ms - weights.itl_target_ms).max(0.0)
+}
+
 /// How the prompt gets into the device's memory.
+#[derive(Clone, Copy)]
 struct Reach {
     uncached_tokens: u32,
     prefill_ms: f64,
     restore_ms: f64,
 }
 
+impl Reach {
+    fn ms(&self) -> f64 {
+        self.prefill_ms + self.restore_ms
+    }
+}
+
 /// Compute all that the device lacks, or restore up to what some tier holds and compute the rest.
 fn cheapest_reach(ask: &Ask, view: &View) -> Reach {
-    let mut best: Option<Reach> = None;
-    let (mut reached, mut restore_ms) = (0, 0.0);
-    for tier in Tier::ALL {
-        let blocks = view.held.in_tier(tier).max(reached);
-        restore_ms += view.rates.restore_ms(tier, f64::from(blocks - reached));
-        if blocks == reached && best.is_some() {
-            continue;
-        }
-        reached = blocks;
-        let this = reach(ask, view, blocks, restore_ms);
-        if best.as_ref().is_none_or(|b| this.prefill_ms + this.restore_ms < b.prefill_ms + b.restore_ms) {
-            best = Some(this);
+    let (mut blocks, mut restore_ms) = (view.held.in_tier(Tier::Device), 0.0);
+    let mut best = reach(ask, view, blocks, restore_ms);
+    for tier in [Tier::Host, Tier::Nvme, Tier::Object] {
+        let more = view.held.in_tier(tier).saturating_sub(blocks);
+        if more > 0 {
+            blocks += more;
+            restore_ms += view.rates.restore_ms(tier, f64::from(more));
+            let this = reach(ask, view, blocks, restore_ms);
+            best = if this.ms() < best.ms() { this } else { best };
         }
     }
-    best.expect("the device is a tier")
+    best
 }
 
 fn reach(ask: &Ask, view: &View, blocks: u32, restore_ms: f64) -> Reach {
@@ -62,20 +111,35 @@ fn reach(ask: &Ask, view: &View, blocks: u32, restore_ms: f64) -> Reach {
     Reach { uncached_tokens, prefill_ms, restore_ms }
 }
 
-/// Prefills promised before this one, less what has passed since the first of them began.
-fn queue_ms(view: &View) -> f64 {
+/// What is in the way of the first token: prefills promised before, and the steps of those who decode.
+fn queue_ms(weights: &Weights, view: &View, reach: &Reach) -> f64 {
+    weights.queue * pending_ms(weights, view) + weights.interference * steps_between_ms(view, reach)
+}
+
+/// Prefills promised before this one, less what has passed since the first of them can have begun.
+fn pending_ms(weights: &Weights, view: &View) -> f64 {
     let load = &view.load;
     if load.pending_prefill_tokens == 0 {
         return 0.0;
     }
-    let each = load.pending_prefill_tokens as f64 / f64::from(load.pending_prefills.max(1));
-    let all = load.pending_prefill_tokens as f64 * view.rates.prefill_marginal_ms(each, 0.0)
-        + view.rates.prefill_fixed_ms;
-    (all - load.head_elapsed_ms.min(view.rates.prefill_ms(each, 0.0))).max(0.0)
+    let tokens = load.pending_prefill_tokens as f64;
+    let each = tokens / f64::from(load.pending_prefills.max(1));
+    let all = tokens * view.rates.prefill_marginal_ms(each, 0.0) + view.rates.prefill_fixed_ms;
+    (all - weights.head * load.head_elapsed_ms.min(view.rates.prefill_ms(each, 0.0))).max(0.0)
+}
+
+/// Engines put a step of decoding into each pass that prefills.
+fn steps_between_ms(view: &View, reach: &Reach) -> f64 {
+    let decoding = view.load.active.saturating_sub(view.load.pending_prefills);
+    if decoding == 0 {
+        return 0.0;
+    }
+    let passes = PASSES_BESIDES + f64::from(reach.uncached_tokens) / PASS_TOKENS;
+    passes * view.rates.decode_step_ms(f64::from(decoding), view.load.resident_tokens as f64)
 }
 
 /// What this request's presence adds to each step, times the steps it is there. Below the target only a
-/// little: nobody reads faster than that. Above it fully, for this request and for those it slows down.
+/// little: nobody reads faster than that. Above it fully.
 fn decode_ms(weights: &Weights, ask: &Ask, view: &View) -> f64 {
     let (active, resident) = (f64::from(view.load.active), view.load.resident_tokens as f64);
     let own = f64::from(ask.prompt_tokens) + f64::from(ask.output_tokens) / 2.0;
@@ -88,23 +152,25 @@ fn decode_ms(weights: &Weights, ask: &Ask, view: &View) -> f64 {
         + weights.active_request_ms * active
 }
 
-fn other_ms(weights: &Weights, ask: &Ask, view: &View, plan: &Reach) -> f64 {
-    let adapter = match view.adapter {
+fn adapter_ms(view: &View) -> f64 {
+    match view.adapter {
         AdapterState::Loaded => 0.0,
         AdapterState::Absent | AdapterState::Unsupported => view.rates.adapter_load_ms,
-    };
-    let session = if ask.session == Some(view.seat) { -weights.session_ms } else { 0.0 };
-    adapter + session + pressure_ms(weights, ask, view, plan)
+    }
+}
+
+fn session_ms(weights: &Weights, ask: &Ask, view: &View) -> f64 {
+    if ask.session == Some(view.seat) { -weights.session_ms } else { 0.0 }
 }
 
 /// Computing again what would have to go for this request. Pages that running requests hold do not go: where
 /// even those would be needed, somebody is preempted and computes all of his again.
-fn pressure_ms(weights: &Weights, ask: &Ask, view: &View, plan: &Reach) -> f64 {
+fn pressure_ms(weights: &Weights, ask: &Ask, view: &View, new_tokens: f64) -> f64 {
     if view.pages.total == 0 {
         return 0.0;
     }
     let block = f64::from(ask.block_tokens.max(1));
-    let need = ((f64::from(plan.uncached_tokens) + f64::from(ask.output_tokens)) / block).ceil();
+    let need = ((new_tokens + f64::from(ask.output_tokens)) / block).ceil();
     let evicted = (need - view.pages.free as f64).max(0.0);
     let preempted = (evicted - view.pages.cached as f64).max(0.0);
     (weights.eviction * (evicted - preempted) + preempted) * block * view.rates.prefill_ms_per_token

@@ -12,11 +12,13 @@
 mod ask;
 mod cost;
 mod decision;
+mod pair;
 mod policy;
 mod view;
 
 pub use ask::Ask;
 pub use decision::{Decision, NoReplica, Score, Why};
+pub use pair::{Placement, place};
 pub use policy::{Policy, Weights};
 pub use view::{AdapterState, Pages, View};
 
@@ -28,14 +30,10 @@ use crate::{Seat, SeatSet};
 /// Chooses a replica that takes a request whole.
 pub fn decide(policy: &Policy, ask: &Ask, views: &[View]) -> Result<Decision, NoReplica> {
     let able = able(ask, views, Role::serves_whole)?;
-    let weights = match policy {
-        Policy::KvAware(weights) => *weights,
-        _ => Weights::default(),
-    };
+    let weights = policy.weights();
     let scores: Vec<Score> =
         views.iter().filter(|v| able.has(v.seat)).map(|v| cost::score(&weights, ask, v)).collect();
-    let (chosen, why) =
-        if scores.len() == 1 { (scores[0].seat, Why::Only) } else { choose(policy, ask, views, &scores) };
+    let (chosen, why) = choose(policy, ask, views, &scores);
     Ok(Decision { chosen, scores, why })
 }
 
@@ -78,6 +76,9 @@ fn refusal<'a>(
 }
 
 fn choose(policy: &Policy, ask: &Ask, views: &[View], scores: &[Score]) -> (Seat, Why) {
+    if let [only] = scores {
+        return (only.seat, Why::Only);
+    }
     match policy {
         Policy::KvAware(weights) => cheapest(weights, ask, scores),
         Policy::RoundRobin => (scores[(ask.turn % scores.len() as u64) as usize].seat, Why::Turn),
@@ -88,6 +89,9 @@ fn choose(policy: &Policy, ask: &Ask, views: &[View], scores: &[Score]) -> (Seat
 }
 
 fn cheapest(weights: &Weights, ask: &Ask, scores: &[Score]) -> (Seat, Why) {
+    if let [only] = scores {
+        return (only.seat, Why::Only);
+    }
     let least = scores.iter().map(|s| s.total_ms).fold(f64::INFINITY, f64::min);
     let tied = |s: &&Score| s.total_ms <= least + weights.tie_ms;
     let among = scores.iter().filter(tied).count();

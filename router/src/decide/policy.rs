@@ -36,6 +36,14 @@ impl Policy {
         }
     }
 
+    /// What scores are made with. The other policies' scores say what theirs would cost, and decide nothing.
+    pub fn weights(&self) -> Weights {
+        match self {
+            Policy::KvAware(weights) => *weights,
+            _ => Weights::default(),
+        }
+    }
+
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "kv-aware" => Policy::default(),
@@ -58,8 +66,14 @@ pub struct Weights {
     pub decode_below_target: f64,
     /// … and of what exceeds it.
     pub decode_above_target: f64,
+    pub queue: f64,
+    pub head: f64,
+    pub interference: f64,
+    pub recent: f64,
     /// Per active request: each is a chance that something is in the way.
     pub active_request_ms: f64,
+    /// Of what a prefill takes from those who decode beside it beyond the target. Weighs a pair against one replica.
+    pub stall: f64,
     /// Of computing again what this request would push out of the cache.
     pub eviction: f64,
     /// What the session's last replica is preferred by.
@@ -74,7 +88,12 @@ impl Default for Weights {
             itl_target_ms: 50.0,
             decode_below_target: 0.02,
             decode_above_target: 1.0,
+            queue: 1.0,
+            head: 1.0,
+            interference: 0.0,
+            recent: 0.0,
             active_request_ms: 2.5,
+            stall: 0.1,
             eviction: 0.05,
             session_ms: 5.0,
             tie_ms: 1e-6,

@@ -1,6 +1,6 @@
-//! Learns a replica's [`Rates`] from what its requests took.
+//! Learns [`Rates`] from what requests took.
 //!
-//! Least squares over sums that age, with the prior as samples that age too: a replica that was never asked has
+//! Least squares over sums that age, with the prior as samples that age too: a pool that was never asked has
 //! the prior's rates, one that changed its speed is known after [`MEMORY`] samples, and nothing is kept per
 //! sample. Two things plain least squares gets wrong here, and what stands against them. An **outlier** (a
 //! stalled network, a process stopped for a minute) would move every coefficient: a sample counts at most
@@ -9,7 +9,6 @@
 //! least zero.
 
 use base::Tier;
-use proto::v1;
 
 use super::Rates;
 use crate::book::{DecodeSpan, PrefillSpan};
@@ -21,13 +20,14 @@ const CLIP: f64 = 3.0;
 /// Samples that the prior stands for.
 const PRIOR: f64 = 4.0;
 
-/// What is known of one replica's speed.
+/// What is known of how fast requests are served.
 #[derive(Clone, Debug)]
 pub struct Learner {
     rates: Rates,
     prefill: Fit,
     decode: Fit,
     restore: [Mean; Tier::ALL.len()],
+    transfer: Mean,
     adapter_load: Mean,
 }
 
@@ -49,6 +49,7 @@ impl Learner {
             prefill: Fit::new(prefill, [prefill_row(512.0), prefill_row(4096.0), prefill_row(32768.0)]),
             decode: Fit::new(decode, [[1.0, 1.0, 2048.0], [1.0, 32.0, 32768.0], [1.0, 32.0, 262_144.0]]),
             restore: prior.restore_ms_per_block.map(Mean::new),
+            transfer: Mean::new(prior.transfer_ms_per_block),
             adapter_load: Mean::new(prior.adapter_load_ms),
         }
     }
@@ -62,11 +63,15 @@ impl Learner {
         if span.tokens == 0 || !usable(span.ms) {
             return;
         }
-        let row = [f64::from(span.requests), span.tokens as f64, span.token_context];
-        let [fixed, token, context] = self.prefill.learn(row, span.ms);
+        let [fixed, token, context] = self.prefill.learn(prefill_span_row(span), span.ms);
         self.rates.prefill_fixed_ms = fixed;
         self.rates.prefill_ms_per_token = token;
         self.rates.prefill_ms_per_token_context = context;
+    }
+
+    /// What such prefills should take.
+    pub fn predict_prefill(&self, span: &PrefillSpan) -> f64 {
+        self.prefill.predict(prefill_span_row(span))
     }
 
     /// How long one token took beside others.
@@ -96,24 +101,17 @@ impl Learner {
         self.rates.restore_ms_per_block[at] = self.restore[at].learn(ms / f64::from(blocks));
     }
 
+    /// `blocks` came from another replica's device.
+    pub fn transfer(&mut self, blocks: u32, ms: f64) {
+        if blocks > 0 && usable(ms) {
+            self.rates.transfer_ms_per_block = self.transfer.learn(ms / f64::from(blocks));
+        }
+    }
+
     pub fn adapter_load(&mut self, ms: f64) {
         if usable(ms) {
             self.rates.adapter_load_ms = self.adapter_load.learn(ms);
         }
-    }
-
-    /// What two load records of a replica with pages of `block_tokens` say together. Only an interval that computed
-    /// no prompt says how long a decode step takes; others mix the two, and requests tell prefill better.
-    pub fn interval(&mut self, from: &v1::LoadRecord, to: &v1::LoadRecord, block_tokens: u32) {
-        let steps = to.steps.saturating_sub(from.steps);
-        let generated = to.generated_tokens.saturating_sub(from.generated_tokens);
-        if steps == 0 || generated == 0 || to.computed_tokens != from.computed_tokens {
-            return;
-        }
-        let ns = to.step_ns.saturating_sub(from.step_ns);
-        let used = to.pages_total.saturating_sub(to.pages_free).saturating_sub(to.pages_cached);
-        let resident = used as f64 * f64::from(block_tokens);
-        self.decode(generated as f64 / steps as f64, resident, ns as f64 / 1e6 / steps as f64);
     }
 }
 
@@ -124,6 +122,10 @@ fn usable(ms: f64) -> bool {
 /// By the square of what was predicted: a short prompt's error counts like a long one's.
 fn weight(predicted_ms: f64) -> f64 {
     1.0 / predicted_ms.max(0.1).powi(2)
+}
+
+fn prefill_span_row(span: &PrefillSpan) -> [f64; 3] {
+    [f64::from(span.requests), span.tokens as f64, span.token_context]
 }
 
 fn prefill_row(tokens: f64) -> [f64; 3] {

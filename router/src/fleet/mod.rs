@@ -7,10 +7,12 @@
 mod learner;
 mod rates;
 mod replica;
+mod speeds;
 
 pub use learner::Learner;
 pub use rates::Rates;
 pub use replica::{Readiness, Replica, Role, Seating};
+pub use speeds::Speeds;
 
 use std::time::Duration;
 
@@ -40,12 +42,13 @@ pub struct FleetFull;
 #[derive(Debug, Default)]
 pub struct Fleet {
     limits: FleetLimits,
+    speeds: Speeds,
     replicas: Vec<Option<Replica>>,
 }
 
 impl Fleet {
-    pub fn new(limits: FleetLimits) -> Self {
-        Self { limits, replicas: Vec::new() }
+    pub fn new(limits: FleetLimits, prior: Rates) -> Self {
+        Self { limits, speeds: Speeds::new(prior), replicas: Vec::new() }
     }
 
     /// Seats a new replica at the lowest free seat. It takes no requests until it is heard of.
@@ -65,6 +68,7 @@ impl Fleet {
     pub fn leave(&mut self, seat: Seat) {
         if let Some(place) = self.replicas.get_mut(seat.index()) {
             *place = None;
+            self.speeds.forget(seat);
         }
     }
 
@@ -72,20 +76,26 @@ impl Fleet {
         self.replicas.get(seat.index())?.as_ref()
     }
 
-    pub fn replica_mut(&mut self, seat: Seat) -> Option<&mut Replica> {
-        self.replicas.get_mut(seat.index())?.as_mut()
+    /// What the book says about speed goes in here.
+    pub fn speeds_mut(&mut self) -> &mut Speeds {
+        &mut self.speeds
+    }
+
+    pub fn speeds(&self) -> &Speeds {
+        &self.speeds
     }
 
     /// A replica told its load.
     pub fn observe(&mut self, seat: Seat, record: v1::LoadRecord, now: Nanos) {
-        if let Some(replica) = self.replica_mut(seat) {
-            replica.observe(record, now);
+        let Some(replica) = self.replicas.get_mut(seat.index()).and_then(Option::as_mut) else { return };
+        if let Some(last) = replica.observe(record.clone(), now) {
+            self.speeds.interval(seat, &last, &record, replica.block_tokens);
         }
     }
 
     /// A replica without load records showed that it lives: a probe answered, a stream moved.
     pub fn alive(&mut self, seat: Seat, now: Nanos) {
-        if let Some(replica) = self.replica_mut(seat) {
+        if let Some(replica) = self.replicas.get_mut(seat.index()).and_then(Option::as_mut) {
             replica.alive(now);
         }
     }
@@ -126,7 +136,7 @@ impl Fleet {
             role: replica.role,
             held: held(seat),
             load: book.load(seat, now),
-            rates: replica.learner.rates(),
+            rates: self.speeds.rates(seat),
             pages: replica.pages(),
             adapter: adapter(seat),
         }));
@@ -137,7 +147,8 @@ impl Fleet {
         if self.replicas.len() > Seat::MAX {
             return Err(format!("{} replicas", self.replicas.len()));
         }
-        self.seats()
-            .try_for_each(|(seat, r)| r.learner.rates().check().map_err(|e| format!("seat {seat}: {e}")))
+        self.seats().try_for_each(|(seat, _)| {
+            self.speeds.rates(seat).check().map_err(|e| format!("seat {seat}: {e}"))
+        })
     }
 }

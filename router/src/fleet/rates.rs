@@ -21,6 +21,8 @@ pub struct Rates {
     pub decode_ms_per_resident_token: f64,
     /// To bring one block to the device; zero for the device itself.
     pub restore_ms_per_block: [f64; Tier::ALL.len()],
+    /// To bring one block from another replica's device.
+    pub transfer_ms_per_block: f64,
     /// To make an adapter usable that is not loaded.
     pub adapter_load_ms: f64,
 }
@@ -36,6 +38,7 @@ impl Default for Rates {
             decode_ms_per_sequence: 0.02,
             decode_ms_per_resident_token: 2e-5,
             restore_ms_per_block: [0.0, 0.1, 0.5, 5.0],
+            transfer_ms_per_block: 0.1,
             adapter_load_ms: 200.0,
         }
     }
@@ -62,6 +65,17 @@ impl Rates {
             + self.decode_ms_per_resident_token * resident_tokens
     }
 
+    /// The same for a replica that takes so many times as long.
+    pub fn paced(mut self, prefill: f64, decode: f64) -> Self {
+        self.prefill_fixed_ms *= prefill;
+        self.prefill_ms_per_token *= prefill;
+        self.prefill_ms_per_token_context *= prefill;
+        self.decode_fixed_ms *= decode;
+        self.decode_ms_per_sequence *= decode;
+        self.decode_ms_per_resident_token *= decode;
+        self
+    }
+
     pub fn restore_ms(&self, tier: Tier, blocks: f64) -> f64 {
         self.restore_ms_per_block[tier.index()] * blocks
     }
@@ -75,6 +89,7 @@ impl Rates {
             ("decode_fixed_ms", self.decode_fixed_ms),
             ("decode_ms_per_sequence", self.decode_ms_per_sequence),
             ("decode_ms_per_resident_token", self.decode_ms_per_resident_token),
+            ("transfer_ms_per_block", self.transfer_ms_per_block),
             ("adapter_load_ms", self.adapter_load_ms),
         ];
         let tiers = Tier::ALL.map(|t| (t.name(), self.restore_ms_per_block[t.index()]));

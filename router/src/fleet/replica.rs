@@ -4,7 +4,6 @@ use base::Nanos;
 use proto::v1;
 use serde::{Deserialize, Serialize};
 
-use super::{Learner, Rates};
 use crate::decide::Pages;
 
 /// Whether a replica takes requests.
@@ -50,13 +49,11 @@ impl Role {
 pub struct Seating {
     pub role: Role,
     pub block_tokens: u32,
-    /// How fast it is taken to be until it shows it.
-    pub prior: Rates,
 }
 
 impl Default for Seating {
     fn default() -> Self {
-        Self { role: Role::Both, block_tokens: 16, prior: Rates::default() }
+        Self { role: Role::Both, block_tokens: 16 }
     }
 }
 
@@ -65,7 +62,6 @@ impl Default for Seating {
 pub struct Replica {
     pub readiness: Readiness,
     pub role: Role,
-    pub learner: Learner,
     /// Tokens of one of its pages.
     pub block_tokens: u32,
     last: Option<(v1::LoadRecord, Nanos)>,
@@ -74,16 +70,15 @@ pub struct Replica {
 
 impl Replica {
     pub(super) fn new(seating: Seating, now: Nanos) -> Self {
-        let Seating { role, block_tokens, prior } = seating;
-        let learner = Learner::new(prior);
-        Self { readiness: Readiness::Unknown, role, learner, block_tokens, last: None, heard: now }
+        let Seating { role, block_tokens } = seating;
+        Self { readiness: Readiness::Unknown, role, block_tokens, last: None, heard: now }
     }
 
-    /// Takes in a load record. One that is older than the last is dropped.
-    pub(super) fn observe(&mut self, record: v1::LoadRecord, now: Nanos) {
+    /// Takes in a load record and gives back the one before. One that is older than that is dropped.
+    pub(super) fn observe(&mut self, record: v1::LoadRecord, now: Nanos) -> Option<v1::LoadRecord> {
         self.heard = now;
         if self.last.as_ref().is_some_and(|(last, _)| last.unix_ms > record.unix_ms) {
-            return;
+            return None;
         }
         self.readiness = match record.readiness() {
             v1::Readiness::Ready => Readiness::Ready,
@@ -91,10 +86,7 @@ impl Replica {
             v1::Readiness::Unhealthy => Readiness::Unhealthy,
             v1::Readiness::Unspecified => self.readiness,
         };
-        if let Some((last, _)) = &self.last {
-            self.learner.interval(last, &record, self.block_tokens);
-        }
-        self.last = Some((record, now));
+        self.last.replace((record, now)).map(|(last, _)| last)
     }
 
     /// It was heard of, without a record: a probe answered, a stream moved.
