@@ -11,6 +11,11 @@
 //! Everything that decides is a function of values or a state machine without I/O, so that the simulator
 //! and the replay run the very code that serves. I/O lives in `events` and `proxy` alone.
 
+pub mod admission;
+pub mod breaker;
+pub mod drain;
+pub mod gossip;
 pub mod ids;
+pub mod retry;
 
 pub use ids::{Held, Seat, SeatSet};
