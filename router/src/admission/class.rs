@@ -43,7 +43,7 @@ static ALL: [Class; 3] = Class::ALL;
 pub struct ClassPolicy {
     /// Of the work admitted while the class waits, at least so much is its own.
     pub floor_permille: u16,
-    /// Its part of what no floor claims, under [`Rest::ByWeight`].
+    /// Its part of all work under [`Rest::ByWeight`], where that is more than its floor.
     pub weight: u16,
     /// It may join the queue while the queue is filled below this; the room above is for the others.
     pub shed_at_permille: u16,
@@ -56,7 +56,7 @@ pub struct ClassPolicy {
 pub enum Rest {
     /// The highest class that waits.
     ByOrder,
-    /// All that wait, by their weights.
+    /// Of those that wait, the one that had least for its weight.
     ByWeight,
 }
 

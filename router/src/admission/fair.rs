@@ -221,7 +221,10 @@ impl FairQueue {
             lane.check();
             let key = (Rank(lane.tag), *tenant);
             assert_ne!(self.active.contains(&key), lane.waiting.is_empty(), "tenant {tenant} active");
-            assert!(!self.idle.contains(&key) || lane.tag > self.virtual_time, "tenant {tenant} owes nothing");
+            assert!(
+                !self.idle.contains(&key) || lane.tag > self.virtual_time,
+                "tenant {tenant} owes nothing"
+            );
         }
         let lanes = || self.lanes.values();
         let waiting = lanes().filter(|lane| !lane.waiting.is_empty());

@@ -9,8 +9,6 @@ use std::cmp::Ordering;
 pub(super) struct Rank(pub u128);
 
 impl Rank {
-    pub const MAX: Rank = Rank(u128::MAX);
-
     /// Two numbers as one: `major` decides, `minor` breaks ties.
     pub fn of(major: u64, minor: u64) -> Self {
         Self(u128::from(major) << 64 | u128::from(minor))

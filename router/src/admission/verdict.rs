@@ -13,7 +13,9 @@ pub enum Verdict {
     /// Start now.
     Admitted,
     /// Wait: exactly one [`Settled`] follows.
-    Queued { wait_expected: Option<Duration> },
+    Queued {
+        wait_expected: Option<Duration>,
+    },
     Rejected(Refusal),
     ExpiredBeforeStart,
 }

@@ -92,7 +92,8 @@ impl Breakers {
     pub fn take(&mut self, now: Nanos, seat: Seat) -> Result<Permit, Refused> {
         self.tick(now, seat);
         let tenure = self.tenure.get(seat.index()).copied().unwrap_or_default();
-        let pass = self.with(seat, |breaker, config, _| breaker.take(now, config)).ok_or(Refused::Unknown)??;
+        let pass =
+            self.with(seat, |breaker, config, _| breaker.take(now, config)).ok_or(Refused::Unknown)??;
         Ok(Permit { seat, tenure, pass })
     }
 
@@ -110,9 +111,12 @@ impl Breakers {
     }
 
     fn open(&mut self, now: Nanos, seat: Seat, there_is_room: bool) {
-        self.with(seat, |breaker, config, draw| {
-            if there_is_room { breaker.open(now, config, draw) } else { breaker.pardon() }
-        });
+        self.with(
+            seat,
+            |breaker, config, draw| {
+                if there_is_room { breaker.open(now, config, draw) } else { breaker.pardon() }
+            },
+        );
     }
 
     fn look(&self, now: Nanos, seat: Seat, view: &mut View) {
@@ -146,7 +150,11 @@ impl Breakers {
         self.seats.get(seat.index())?.as_ref()
     }
 
-    fn with<T>(&mut self, seat: Seat, act: impl FnOnce(&mut Breaker, &BreakerConfig, &Draw) -> T) -> Option<T> {
+    fn with<T>(
+        &mut self,
+        seat: Seat,
+        act: impl FnOnce(&mut Breaker, &BreakerConfig, &Draw) -> T,
+    ) -> Option<T> {
         let breaker = self.seats.get_mut(seat.index())?.as_mut()?;
         let lane = u64::from(seat.0) << 32 | (self.tenure[seat.index()] & 0xFFFF_FFFF);
         Some(act(breaker, &self.config, &Draw { rng: self.rng, lane }))

@@ -102,9 +102,6 @@ impl Breaker {
     pub fn is_out(&self) -> bool {
         self.state != State::Closed
     }
-    pub fn busy_until(&self) -> Nanos {
-        self.busy_until
-    }
 
     /// Time passes: a pause ends, a probe is given up.
     pub fn tick(&mut self, now: Nanos, config: &BreakerConfig, draw: &Draw) {

@@ -32,7 +32,7 @@ fn answer(breakers: &mut Breakers, now: Nanos, seat: Seat, answer: Answer) -> Re
 }
 
 fn burst(breakers: &mut Breakers, now: Nanos, what: Answer, times: u32) -> State {
-    (0..times).for_each(|_| drop(answer(breakers, now, SEAT, what)));
+    (0..times).for_each(|_| _ = answer(breakers, now, SEAT, what));
     breakers.state(now, SEAT).unwrap()
 }
 
@@ -93,7 +93,9 @@ fn one_that_stays_busy_is_left_alone_ever_longer() {
 
 #[test]
 fn broken_answers_in_a_row_open_it() {
-    for what in [Answer::Transport, Answer::TimedOut, Answer::of_status(500, None), Answer::of_status(502, None)] {
+    for what in
+        [Answer::Transport, Answer::TimedOut, Answer::of_status(500, None), Answer::of_status(502, None)]
+    {
         let mut breakers = pool(2, |_| ());
         assert_eq!(burst(&mut breakers, ms(0), what, 4), State::Closed);
         assert_eq!(burst(&mut breakers, ms(0), OK, 1), State::Closed);
@@ -113,7 +115,11 @@ fn a_large_share_of_failures_opens_it_and_old_ones_are_forgotten() {
     for n in 0..40 {
         let now = ms(20_000 + n * 1_500);
         burst(&mut breakers, now, OK, 1);
-        assert_eq!(burst(&mut breakers, now, Answer::TimedOut, 1), State::Closed, "18 requests in ten seconds");
+        assert_eq!(
+            burst(&mut breakers, now, Answer::TimedOut, 1),
+            State::Closed,
+            "18 requests in ten seconds"
+        );
     }
     let now = ms(200_000);
     for _ in 0..9 {
@@ -135,7 +141,11 @@ fn half_open_lets_few_through_and_closes_on_their_success() {
     breakers.answered(until, first, OK);
     assert_eq!(breakers.state(until, SEAT), Some(State::HalfOpen));
     breakers.answered(until, second, Answer::of_status(404, None));
-    assert_eq!(breakers.state(until, SEAT), Some(State::Closed), "it answered, whatever the request was worth");
+    assert_eq!(
+        breakers.state(until, SEAT),
+        Some(State::Closed),
+        "it answered, whatever the request was worth"
+    );
 }
 
 #[test]
@@ -195,7 +205,7 @@ fn pauses_of_different_replicas_differ_and_a_seed_repeats_them() {
         breakers.set_members(ms(0), (0..8).map(Seat).collect());
         (0..4)
             .map(|seat| {
-                (0..5).for_each(|_| drop(answer(&mut breakers, ms(0), Seat(seat), Answer::Transport)));
+                (0..5).for_each(|_| _ = answer(&mut breakers, ms(0), Seat(seat), Answer::Transport));
                 match breakers.state(ms(0), Seat(seat)) {
                     Some(State::Open { until }) => until,
                     state => panic!("{state:?}"),
@@ -216,7 +226,7 @@ fn no_more_than_the_share_is_out_even_when_all_fail() {
     for (replicas, out_max) in [(1, 0), (2, 1), (3, 1), (8, 4)] {
         let mut breakers = pool(replicas, |_| ());
         for _ in 0..50 {
-            (0..replicas).for_each(|seat| drop(answer(&mut breakers, ms(0), Seat(seat), Answer::Transport)));
+            (0..replicas).for_each(|seat| _ = answer(&mut breakers, ms(0), Seat(seat), Answer::Transport));
         }
         assert_eq!(breakers.view(ms(0)).open.len(), out_max, "of {replicas}");
     }
@@ -226,7 +236,7 @@ fn no_more_than_the_share_is_out_even_when_all_fail() {
 fn a_pool_that_shrinks_takes_back_what_it_can_no_longer_spare() {
     let mut breakers = pool(4, |_| ());
     for seat in [Seat(0), Seat(1)] {
-        (0..5).for_each(|_| drop(answer(&mut breakers, ms(u64::from(seat.0)), seat, Answer::Transport)));
+        (0..5).for_each(|_| _ = answer(&mut breakers, ms(u64::from(seat.0)), seat, Answer::Transport));
     }
     assert_eq!(breakers.view(ms(2)).open.len(), 2);
     breakers.set_members(ms(2), (0..2).map(Seat).collect());
@@ -302,7 +312,7 @@ fn recovers(breakers: &mut Breakers, mut now: Nanos, well: Answer) -> Result<(),
     for _ in 0..400 {
         now = now.plus(Duration::from_secs(5));
         for seat in breakers.members().iter() {
-            drop(answer(breakers, now, seat, well));
+            let _ = answer(breakers, now, seat, well);
         }
     }
     for seat in breakers.members().iter() {
@@ -351,7 +361,7 @@ proptest! {
         let mut now = ms(0);
         for status in statuses {
             let retry_after = (status % 2 == 0).then_some(Duration::from_millis(pause_ms));
-            drop(answer(&mut breakers, now, SEAT, Answer::of_status(status, retry_after)));
+            let _ = answer(&mut breakers, now, SEAT, Answer::of_status(status, retry_after));
             prop_assert_eq!(breakers.state(now, SEAT), Some(State::Closed));
             now = now.plus(Duration::from_millis(pause_ms));
         }

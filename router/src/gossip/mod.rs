@@ -29,4 +29,6 @@ mod wire;
 
 pub use load::{ReplicaKey, SeatLoad};
 pub use state::{Gossip, GossipConfig, GossipStats, Ignored, TableFull};
-pub use wire::{DATAGRAM_BYTES_MAX, Entry, Greeting, Incarnation, Keys, Message, RouterId, Sequence, WireError};
+pub use wire::{
+    DATAGRAM_BYTES_MAX, Entry, Greeting, Incarnation, Keys, Message, RouterId, Sequence, WireError,
+};

@@ -40,7 +40,11 @@ impl Peer {
         match self.taken {
             Some((taken, _)) if incarnation < taken => Freshness::Old,
             Some((taken, last)) if incarnation == taken => {
-                if sequence > last { Freshness::Next } else { Freshness::Old }
+                if sequence > last {
+                    Freshness::Next
+                } else {
+                    Freshness::Old
+                }
             }
             _ if heard_us == HeardUs::Yes => Freshness::NewLife,
             _ => Freshness::Unproven,

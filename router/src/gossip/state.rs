@@ -277,7 +277,8 @@ impl Gossip {
     }
 
     fn greetings(&self) -> Vec<Greeting> {
-        let greeting = |(router, peer): (&RouterId, &Peer)| Greeting { router: *router, incarnation: peer.heard };
+        let greeting =
+            |(router, peer): (&RouterId, &Peer)| Greeting { router: *router, incarnation: peer.heard };
         self.peers.iter().map(greeting).collect()
     }
 
@@ -326,7 +327,12 @@ impl Gossip {
 }
 
 /// One peer's total changed from `before` to `after`.
-fn replace(others: &mut HashMap<ReplicaKey, SeatLoad>, replica: ReplicaKey, before: SeatLoad, after: SeatLoad) {
+fn replace(
+    others: &mut HashMap<ReplicaKey, SeatLoad>,
+    replica: ReplicaKey,
+    before: SeatLoad,
+    after: SeatLoad,
+) {
     let sum = others.entry(replica).or_default();
     *sum = *sum - before + after;
     if *sum == SeatLoad::NONE {

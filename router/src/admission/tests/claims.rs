@@ -94,10 +94,8 @@ fn what_would_expire_in_the_queue_is_refused_at_once() {
         Verdict::Queued { wait_expected: Some(wait) } if wait == Duration::from_millis(1500)
     ));
     let verdict = pool.offer(Nanos(0), offer(3, 1, Interactive, 1));
-    let refusal = Refusal {
-        reason: Reason::DeadlineUnreachable,
-        retry_after: Some(Duration::from_millis(2100)),
-    };
+    let refusal =
+        Refusal { reason: Reason::DeadlineUnreachable, retry_after: Some(Duration::from_millis(2100)) };
     assert_eq!(verdict, Verdict::Rejected(refusal), "210 tokens wait at 100 per second");
     queued(&mut pool, offer(4, 2, Interactive, 1));
 }
@@ -132,10 +130,7 @@ fn an_admitted_request_that_dawdles_past_its_deadline_does_not_start() {
     let mut pool = pool(AdmissionConfig::default());
     let deadline = Nanos(50);
     for ticket in [1, 2] {
-        assert_eq!(
-            pool.offer(Nanos(0), Offer { deadline, ..offer(ticket, 1, Batch, 1) }),
-            Verdict::Admitted
-        );
+        assert_eq!(pool.offer(Nanos(0), Offer { deadline, ..offer(ticket, 1, Batch, 1) }), Verdict::Admitted);
     }
     assert_eq!(pool.started(Nanos(49), Ticket(1)), Ok(Start::Go));
     assert_eq!(pool.started(Nanos(50), Ticket(2)), Ok(Start::TooLate));

@@ -63,7 +63,8 @@ impl Naive {
 
     fn judge(&self, now: Nanos, offer: &Offer) -> Verdict {
         let never = |reason| Verdict::Rejected(Refusal { reason, retry_after: None });
-        let known = self.waiters.iter().map(|(o, _)| o).chain(&self.flights).any(|o| o.ticket == offer.ticket);
+        let known =
+            self.waiters.iter().map(|(o, _)| o).chain(&self.flights).any(|o| o.ticket == offer.ticket);
         if known {
             return never(Reason::DuplicateTicket);
         }
@@ -91,7 +92,8 @@ impl Naive {
 
     fn no_place(&self, offer: &Offer) -> Option<Reason> {
         let limits = &self.config.queue;
-        let own: Vec<&Offer> = self.waiters.iter().map(|(o, _)| o).filter(|o| o.tenant == offer.tenant).collect();
+        let own: Vec<&Offer> =
+            self.waiters.iter().map(|(o, _)| o).filter(|o| o.tenant == offer.tenant).collect();
         let own_bytes: u64 = own.iter().map(|o| o.bytes).sum::<u64>() + offer.bytes;
         let bytes: u64 = self.waiters.iter().map(|(o, _)| o.bytes).sum::<u64>() + offer.bytes;
         let permille = u64::from(self.config.policy(offer.class).shed_at_permille);

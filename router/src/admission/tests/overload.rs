@@ -102,8 +102,10 @@ impl Run {
         let class = CLASSES[self.rng.below(2) as usize];
         let work = 100 + self.rng.below(WORK_MAX - 99);
         self.next_ticket += 1;
-        let patience = Duration::from_millis(500 + self.rng.below(if class == Batch { 20_000 } else { 4_000 }));
-        let offer = Offer { deadline: self.now.plus(patience), ..offer(self.next_ticket, tenant, class, work) };
+        let patience =
+            Duration::from_millis(500 + self.rng.below(if class == Batch { 20_000 } else { 4_000 }));
+        let offer =
+            Offer { deadline: self.now.plus(patience), ..offer(self.next_ticket, tenant, class, work) };
         self.offers.insert(offer.ticket, offer);
         let verdict = self.admission.offer(self.now, offer);
         match verdict {
@@ -329,6 +331,7 @@ fn the_lower_class_keeps_its_floor_and_the_pool_stays_busy() {
 #[test]
 fn below_saturation_nobody_is_refused() {
     let run = run(7, 0.6);
-    let refused: Vec<_> = run.seen.iter().filter(|(what, _)| !["completed", "cancelled"].contains(what)).collect();
+    let refused: Vec<_> =
+        run.seen.iter().filter(|(what, _)| !["completed", "cancelled"].contains(what)).collect();
     assert!(refused.is_empty(), "{refused:?}");
 }
