@@ -16,8 +16,8 @@ use base::{AdapterId, Nanos};
 use proto::v1;
 
 use crate::admission::{
-    Admission, AdmissionConfig, Cancel, Capacity, Class, Completion, ConfigError, Offer, Settled, Start, Tenant,
-    Verdict, Weight, Work,
+    Admission, AdmissionConfig, Cancel, Capacity, Class, Completion, ConfigError, Offer, Settled, Start,
+    Tenant, Verdict, Weight, Work,
 };
 use crate::book::{Book, BookLimits, Reservation};
 use crate::breaker::{Answer, BreakerConfig, Breakers, Permit};

@@ -178,7 +178,8 @@ impl Pool {
         if let Some(assumed) = &mut lock(&self.assumed)[seat.index()] {
             let _ = assumed.routed(&self.index, wanted.scope, wanted.names, now);
         }
-        let replica = self.replica(seat).ok_or_else(|| Refusal::new(Reason::NoReplica, "the replica has just left"))?;
+        let replica =
+            self.replica(seat).ok_or_else(|| Refusal::new(Reason::NoReplica, "the replica has just left"))?;
         Ok((placed, replica))
     }
 
@@ -362,12 +363,14 @@ fn expired() -> Refusal {
 /// Admission's words as the faces say them.
 fn refused(refusal: crate::admission::Refusal) -> Refusal {
     let (reason, message) = match refusal.reason {
-        Why::Saturated | Why::TenantsLimit => (Reason::Saturated, "every replica is busy and the queue is full"),
-        Why::Shed => (Reason::Saturated, "every replica is busy, and this class of request is turned away first"),
-        Why::TenantLimit => (Reason::TenantQueueFull, "this key waits with as many requests as it may"),
-        Why::DeadlineUnreachable => {
-            (Reason::Saturated, "it would wait in the queue beyond its deadline")
+        Why::Saturated | Why::TenantsLimit => {
+            (Reason::Saturated, "every replica is busy and the queue is full")
         }
+        Why::Shed => {
+            (Reason::Saturated, "every replica is busy, and this class of request is turned away first")
+        }
+        Why::TenantLimit => (Reason::TenantQueueFull, "this key waits with as many requests as it may"),
+        Why::DeadlineUnreachable => (Reason::Saturated, "it would wait in the queue beyond its deadline"),
         Why::Draining => (Reason::Draining, "the router is being stopped"),
         Why::TooLarge => (Reason::BodyTooLarge, "the request asks for more work than any may"),
         Why::Cancelled | Why::DuplicateTicket => (Reason::Saturated, "the request was given up"),

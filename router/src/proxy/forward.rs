@@ -25,12 +25,12 @@ use super::router::Router;
 use super::sniff::{Face, Sniffed};
 use super::text_names::{PIECE_BYTES, TOKEN_BYTES, text_names};
 use super::upstream::{Reply, UpstreamError};
+use crate::SeatSet;
 use crate::admission::{Class, Tenant};
 use crate::breaker::Answer;
 use crate::index::Scope;
 use crate::placement::{Ending, Placement};
 use crate::pool::{Pool, Wanted};
-use crate::SeatSet;
 
 /// Answers up to here are read whole before they are sent.
 const WHOLE_BYTES_MAX: u64 = 256 << 10;
@@ -114,7 +114,8 @@ pub(super) async fn read(router: &Router, headers: &HeaderMap, body: Incoming) -
         let message = format!("the request body is larger than {}", base::bytes_human(limit as u64));
         Refusal::new(Reason::BodyTooLarge, message)
     };
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
@@ -247,7 +248,11 @@ enum Miss {
     Failed(Answer, Ending, Refusal),
 }
 
-async fn send(out: Outgoing<'_>, mut placement: Placement, face: Face) -> Result<Response<AnswerBody>, Refusal> {
+async fn send(
+    out: Outgoing<'_>,
+    mut placement: Placement,
+    face: Face,
+) -> Result<Response<AnswerBody>, Refusal> {
     loop {
         let miss = match attempt(&out, &mut placement, face).await {
             Ok(reply) => match pass_on(&out, reply, placement, face).await {

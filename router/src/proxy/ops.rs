@@ -24,7 +24,9 @@ pub(super) async fn answer(router: &Router, request: Request<Incoming>) -> Answe
         "/livez" if is_get => Ok(text("ok")),
         "/health" | "/readyz" if is_get => health(router),
         "/metrics" if is_get => Ok(metrics(router)),
-        "/version" if is_get => Ok(answer_json(StatusCode::OK, json!({"version": router.version}).to_string())),
+        "/version" if is_get => {
+            Ok(answer_json(StatusCode::OK, json!({"version": router.version}).to_string()))
+        }
         "/v1/models" if is_get => {
             router.gate.client(request.headers())?;
             Ok(models(router))

@@ -63,10 +63,13 @@ impl Pools {
         match model {
             _ if is_empty => Refusal::new(Reason::NoReplica, "no replica has been reached yet"),
             Some(name) => {
-                let message = format!("the model {name:?} does not exist; GET /v1/models lists those that do");
+                let message =
+                    format!("the model {name:?} does not exist; GET /v1/models lists those that do");
                 Refusal::new(Reason::UnknownModel, message).about("model")
             }
-            None => Refusal::new(Reason::UnknownModel, "there are several models here; name one").about("model"),
+            None => {
+                Refusal::new(Reason::UnknownModel, "there are several models here; name one").about("model")
+            }
         }
     }
 

@@ -76,7 +76,9 @@ impl Watch {
         if self.is_down || self.seated.is_none() {
             match self.ask_models().await {
                 Ok(served) => self.seat(served),
-                Err(why) => return tracing::warn!(replica = %self.address, why, "does not say what it serves"),
+                Err(why) => {
+                    return tracing::warn!(replica = %self.address, why, "does not say what it serves");
+                }
             }
         }
         if let Some(seated) = &self.seated {

@@ -96,7 +96,9 @@ impl Reason {
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::BodySlow => StatusCode::REQUEST_TIMEOUT,
             Reason::Saturated | Reason::TenantQueueFull => StatusCode::TOO_MANY_REQUESTS,
-            Reason::ExpiredBeforeStart | Reason::NoReplica | Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::ExpiredBeforeStart | Reason::NoReplica | Reason::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Reason::ReplicaFailed => StatusCode::BAD_GATEWAY,
             Reason::ReplicaTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -208,8 +210,10 @@ mod tests {
     #[test]
     fn a_refusal_speaks_the_callers_api() {
         let full = Refusal::new(Reason::Saturated, "busy").about("model");
-        expect![[r#"{"error":{"message":"busy","type":"rate_limit_error","param":"model","code":"saturated"}}"#]]
-            .assert_eq(&full.body(Face::OpenAi));
+        expect![[
+            r#"{"error":{"message":"busy","type":"rate_limit_error","param":"model","code":"saturated"}}"#
+        ]]
+        .assert_eq(&full.body(Face::OpenAi));
         expect![[r#"{"type":"error","error":{"type":"rate_limit_error","message":"busy"}}"#]]
             .assert_eq(&full.body(Face::Anthropic));
         let response = full.response(Face::OpenAi);
