@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -35,13 +35,12 @@ use crate::flags::{
     self, CacheOptions, EngineFlags, GpuOptions, ModelOptions, Room, ServerOptions, TierOptions,
 };
 use crate::http::Endpoint;
+use crate::listen::listen;
 use crate::progress::LoadProgress;
 use crate::version;
 
 /// KV memory of the demo: plenty for it, and little to others on the machine.
 const DEMO_KV: base::Bytes = base::Bytes(256 << 20);
-/// Connections that wait to be accepted; the kernel caps it at its own `somaxconn`.
-const BACKLOG: i32 = 4096;
 /// Share of the free memory that KV pages get when nothing is said.
 const KV_SHARE: f64 = 0.5;
 /// Vocabulary and pages of the simulated executor.
@@ -127,33 +126,12 @@ impl Launch {
 
     /// Takes the port.
     pub fn bind(&self) -> Result<TcpListener, Failure> {
-        self.take(self.server.port, "--port")
+        listen(&self.server.host, self.server.port, "--port")
     }
 
     /// Takes the port for gRPC, if one was asked for.
     pub fn bind_grpc(&self) -> Result<Option<TcpListener>, Failure> {
-        self.server.grpc_port.map(|port| self.take(port, "--grpc-port")).transpose()
-    }
-
-    fn take(&self, port: u16, flag: &str) -> Result<TcpListener, Failure> {
-        let host = self.server.host.as_str();
-        let listener = TcpListener::bind((host, port)).map_err(|e| {
-            let failure =
-                Failure::new(Exit::Address, format!("cannot listen on {host}:{port}: {}", plain(&e)));
-            match e.kind() {
-                std::io::ErrorKind::AddrInUse => failure.hint(format!(
-                    "another process has this port; choose one with {flag}, or {flag} 0 for a free one"
-                )),
-                std::io::ErrorKind::PermissionDenied => {
-                    failure.hint(format!("ports below 1024 need a privilege; use {flag}"))
-                }
-                _ => failure.hint("--host must be an address of this machine"),
-            }
-        })?;
-        // std listens with room for 128; the 129th of a burst would wait a second for its next SYN.
-        rustix::net::listen(&listener, BACKLOG).map_err(std::io::Error::from)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        self.server.grpc_port.map(|port| listen(&self.server.host, port, "--grpc-port")).transpose()
     }
 
     /// What the HTTP server is told.
@@ -456,17 +434,6 @@ fn drawn_key() -> NamespaceKey {
         part.copy_from_slice(&os_entropy().to_le_bytes());
     }
     NamespaceKey(key)
-}
-
-/// `Address already in use`, without the number that the system calls it by.
-pub fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
-/// `http://127.0.0.1:8000`, with brackets where the address needs them.
-pub fn url(address: SocketAddr) -> String {
-    format!("http://{address}")
 }
 
 #[cfg(test)]

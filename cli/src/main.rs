@@ -1,4 +1,4 @@
-//! The binary `quire`: up, serve, chat, bench, cache, purge, verify, doctor, config.
+//! The binary `quire`: up, serve, route, chat, bench, cache, purge, verify, doctor, config.
 //!
 //! `main` reads the command line and hands over; each command has its file. What a user may see — help,
 //! settings, errors, exit codes — is held by golden files in `tests/`.
@@ -16,12 +16,15 @@ mod flags;
 mod http;
 mod launch;
 mod layers;
+mod listen;
 mod logging;
 mod operator;
+mod process;
 mod progress;
 mod purge;
 mod receipt;
 mod reference;
+mod route;
 mod serve;
 mod size;
 mod sse;
@@ -70,6 +73,10 @@ fn run(verb: &Verb, settings: &[Setting]) -> Result<(), Failure> {
             logging::start(&args.engine.log);
             args.check()?;
             serve::run(args.model.as_deref(), &args.engine)
+        }
+        Verb::Route(flags) => {
+            logging::start(&flags.log);
+            route::run(flags)
         }
         Verb::Chat(args) => {
             logging::start(&LogFlags::quiet());

@@ -7,8 +7,6 @@
 //!
 //! What a person or a script waits for goes to standard output, line by line; logs go to standard error.
 
-use std::future::pending;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,12 +14,13 @@ use base::{Clock, SystemClock};
 use runtime::api::{App, Drained};
 use runtime::events::EventHub;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::flags::EngineFlags;
-use crate::launch::{Launch, Replica, Source, url};
+use crate::launch::{Launch, Replica, Source};
+use crate::listen::url;
+use crate::process::{Signals, cut_by, finish, say, say_draining};
 use crate::version;
 
 /// Serves until a signal; `model` is `None` for the demo.
@@ -81,17 +80,14 @@ async fn serve(
             return Err(Failure::failed("the server ended by itself"));
         }
     };
-    say(&format!(
-        "{name}: no new requests; running ones have {} s, a second signal stops now",
-        drain.as_secs()
-    ));
+    say_draining(name, drain);
     let _ = stop.send(true);
     let drained = tokio::select! {
         drained = &mut server => drained.map_err(|e| Failure::failed(format!("the server ended: {e}")))??,
         name = signals.next() => {
             server.abort();
             engine.stop();
-            return Err(Failure::new(Exit::Cut, format!("second signal ({name}): running requests were cut")));
+            return Err(cut_by(name));
         }
     };
     engine.stop();
@@ -117,19 +113,6 @@ async fn both(
     Ok(Drained { finished: http.finished + grpc.finished, cut: http.cut + grpc.cut })
 }
 
-fn finish(drained: Drained) -> Result<(), Failure> {
-    let Drained { finished, cut } = drained;
-    if cut > 0 {
-        return Err(Failure::new(
-            Exit::Cut,
-            format!("stopped: {finished} requests finished, {cut} cut at the deadline"),
-        )
-        .hint("--shutdown-timeout gives them longer"));
-    }
-    say(&format!("stopped: {finished} running requests finished, none cut"));
-    Ok(())
-}
-
 /// Loads on a thread of its own: reading weights blocks, and `/health` must answer meanwhile.
 fn load(
     launch: Launch,
@@ -151,30 +134,4 @@ fn say_how_to_talk(url: &str) {
          -d '{{\"model\":\"{}\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is a page?\"}}]}}'",
         crate::demo::NAME
     ));
-}
-
-/// One line to whoever started the server; a closed pipe is their choice, not an error.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let name = tokio::select! {
-            Some(()) = self.term.recv() => "SIGTERM",
-            Some(()) = self.int.recv() => "SIGINT",
-            else => "",
-        };
-        // Both streams ending means that no signal can come any more, not that one came.
-        if name.is_empty() { pending().await } else { name }
-    }
 }

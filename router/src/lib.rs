@@ -21,6 +21,7 @@ pub mod fleet;
 pub mod gossip;
 pub mod ids;
 pub mod index;
+pub mod picker;
 pub mod placement;
 pub mod pool;
 pub mod proxy;

@@ -180,6 +180,11 @@ impl Placement {
         }
     }
 
+    /// Somebody else answers than was chosen: what comes says nothing of the one that was.
+    pub fn is_served_elsewhere(&mut self) {
+        self.answered(Answer::Abandoned);
+    }
+
     /// The answer has grown by so many tokens.
     pub fn grew(&mut self, tokens: u32) {
         self.admitted.work += u64::from(tokens);

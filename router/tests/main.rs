@@ -1,1 +1,5 @@
 //! What the router promises, through its public face.
+
+mod client;
+mod mock;
+mod proxy;

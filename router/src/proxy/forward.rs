@@ -18,6 +18,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
+use web::KeyDigest;
 
 use super::body::{AnswerBody, Watched};
 use super::refusal::{Reason, Refusal};
@@ -80,7 +81,7 @@ async fn try_forward(
 }
 
 /// What a request's head says of how it wants to be served.
-struct Asked {
+pub struct Asked {
     tenant: Tenant,
     class: Class,
     wait_max: Duration,
@@ -89,21 +90,31 @@ struct Asked {
 impl Asked {
     fn of(router: &Router, headers: &HeaderMap, tenant: Tenant) -> Result<Self, Refusal> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        Ok(Self { tenant, ..Self::read(router, text)? })
+    }
+
+    /// For gateways, which check keys themselves: callers are only told apart.
+    pub fn by<'a>(router: &Router, text: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Refusal> {
+        let tenant = text("authorization").map_or_else(Tenant::default, |key| Tenant(KeyDigest::of(key).low64()));
+        Ok(Self { tenant, ..Self::read(router, text)? })
+    }
+
+    fn read<'a>(router: &Router, text: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Refusal> {
+        let odd = |header, message: &str| Refusal::new(Reason::InvalidHeader, message).about(header);
         let class = match text(CLASS_HEADER) {
             None => Class::Interactive,
-            Some(name) => Class::parse(name).ok_or_else(|| {
-                Refusal::new(Reason::InvalidHeader, "x-quire-class is interactive, standard or batch")
-                    .about(CLASS_HEADER)
-            })?,
+            Some(name) => Class::parse(name)
+                .ok_or_else(|| odd(CLASS_HEADER, "x-quire-class is interactive, standard or batch"))?,
         };
+        let limit = router.config.request_timeout;
         let wait_max = match text(DEADLINE_HEADER) {
-            None => router.config.request_timeout,
-            Some(ms) => ms.parse().map(Duration::from_millis).map_err(|_| {
-                Refusal::new(Reason::InvalidHeader, "x-quire-deadline-ms is a number of milliseconds")
-                    .about(DEADLINE_HEADER)
-            })?,
+            None => limit,
+            Some(ms) => ms
+                .parse()
+                .map(Duration::from_millis)
+                .map_err(|_| odd(DEADLINE_HEADER, "x-quire-deadline-ms is a number of milliseconds"))?,
         };
-        Ok(Self { tenant, class, wait_max: wait_max.min(router.config.request_timeout) })
+        Ok(Self { tenant: Tenant::default(), class, wait_max: wait_max.min(limit) })
     }
 }
 
@@ -135,7 +146,7 @@ async fn place(router: &Router, body: &Bytes, asked: &Asked) -> Result<Placement
 }
 
 /// A prompt that has been named.
-pub(super) struct Prompt {
+pub struct Prompt {
     scope: Scope,
     names: Vec<u64>,
     tokens: u32,
@@ -143,7 +154,7 @@ pub(super) struct Prompt {
 }
 
 impl Prompt {
-    fn wanted<'a>(&'a self, router: &Router, body: &Bytes, asked: &Asked) -> Wanted<'a> {
+    pub fn wanted<'a>(&'a self, router: &Router, body: &Bytes, asked: &Asked) -> Wanted<'a> {
         Wanted {
             scope: &self.scope,
             names: &self.names,
@@ -159,14 +170,14 @@ impl Prompt {
     }
 
     /// For a dry run, of nobody in particular.
-    pub(super) fn supposed<'a>(&'a self, router: &Router, body: &Bytes) -> Wanted<'a> {
+    pub fn supposed<'a>(&'a self, router: &Router, body: &Bytes) -> Wanted<'a> {
         let (tenant, class) = (Tenant::default(), Class::Interactive);
         self.wanted(router, body, &Asked { tenant, class, wait_max: router.config.request_timeout })
     }
 }
 
 /// Which pool a body is for, and its prompt's names.
-pub(super) fn look(router: &Router, body: &Bytes) -> Result<(Arc<Pool>, Prompt), Refusal> {
+pub fn look(router: &Router, body: &Bytes) -> Result<(Arc<Pool>, Prompt), Refusal> {
     let seen = Sniffed::parse(body).map_err(|error| {
         Refusal::new(Reason::InvalidJson, format!("the request body is not a JSON object: {error}"))
     })?;

@@ -25,7 +25,7 @@ pub mod text_names;
 pub mod upstream;
 
 pub use config::Config;
-pub use forward::{CLASS_HEADER, DEADLINE_HEADER, REPLICA_HEADER};
+pub use forward::{Asked, CLASS_HEADER, DEADLINE_HEADER, Prompt, REPLICA_HEADER, look};
 pub use pools::{Model, Pools};
 pub use router::{ConfigError, FORWARDED, OWN, Router};
 pub use server::serve;

@@ -56,7 +56,7 @@ fn health(router: &Router) -> Answer {
     if router.is_draining() {
         return Err(Refusal::new(Reason::Draining, "the router is being stopped"));
     }
-    let ready: usize = router.pools.pools().iter().map(|m| m.pool.with_desk(|desk| desk.ready().len())).sum();
+    let ready = router.replicas_ready();
     if ready == 0 {
         return Err(Refusal::new(Reason::NoReplica, "no replica is ready"));
     }

@@ -115,6 +115,11 @@ impl Router {
         self.is_draining.load(Ordering::Relaxed)
     }
 
+    /// Replicas that take requests, over all pools.
+    pub fn replicas_ready(&self) -> usize {
+        self.pools.pools().iter().map(|model| model.pool.with_desk(|desk| desk.ready().len())).sum()
+    }
+
     /// Requests that are with a replica or wait for one.
     pub fn open(&self) -> u64 {
         self.pools.pools().iter().map(|model| model.pool.open() as u64).sum()
