@@ -194,7 +194,7 @@ impl Waitlist {
     }
 }
 
-/// So many thousandths of `whole`, rounded down, at least 1.
+/// So many thousandths of `whole`, rounded down; at least 1 of anything.
 fn part(whole: u64, permille: u16) -> u64 {
-    ((u128::from(whole) * u128::from(permille) / 1000) as u64).max(1)
+    ((u128::from(whole) * u128::from(permille) / 1000) as u64).max(whole.min(1))
 }
