@@ -14,7 +14,6 @@
 //! Limits: a lane of a tenant that does not wait is kept only while its tag is ahead of the virtual time
 //! (it still owes). At the bound the one that owes least is forgotten.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::offer::{Tenant, Ticket, Weight, Work};
@@ -163,18 +162,8 @@ impl FairQueue {
             self.lanes.remove(&least);
         }
         let tag = self.virtual_time;
-        match self.lanes.entry(tenant) {
-            Entry::Occupied(lane) => {
-                let lane = lane.into_mut();
-                if lane.waiting.is_empty() {
-                    lane.tag = lane.tag.max(tag);
-                }
-                lane
-            }
-            Entry::Vacant(place) => {
-                place.insert(Lane { waiting: BTreeMap::new(), tag, weight: Weight::ONE, work: 0 })
-            }
-        }
+        let new = || Lane { waiting: BTreeMap::new(), tag, weight: Weight::ONE, work: 0 };
+        self.lanes.entry(tenant).or_insert_with(new)
     }
 
     /// Before a lane changes: out of both orders.

@@ -34,6 +34,7 @@ mod rank;
 mod tests;
 mod turns;
 mod verdict;
+mod waitlist;
 
 pub use capacity::Capacity;
 pub use class::{Class, ClassPolicy, Rest};

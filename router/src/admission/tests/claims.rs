@@ -78,6 +78,13 @@ fn a_tenant_at_its_limit_leaves_room_for_the_others() {
 }
 
 #[test]
+fn without_a_queue_a_full_pool_refuses_at_once() {
+    let mut pool = full(small(|c| c.queue.entries_max = 0));
+    assert_eq!(reason(pool.offer(Nanos(0), offer(1, 1, Interactive, 1))), "saturated");
+    pool.check();
+}
+
+#[test]
 fn more_tenants_than_can_be_told_apart_are_refused() {
     let mut pool = full(small(|c| c.queue.tenants_max = 2));
     queued(&mut pool, offer(1, 1, Interactive, 1));

@@ -34,6 +34,9 @@ struct Run {
     running: BTreeSet<(Nanos, Ticket)>,
     slots: BTreeSet<(Nanos, u64)>,
     offers: BTreeMap<Ticket, Offer>,
+    /// What each request turns out to cost, and how much of it each tenant's requests are predicted at.
+    actual: BTreeMap<Ticket, Work>,
+    predicted_permille: [u64; TENANTS as usize],
     next_ticket: u64,
     fair: BTreeMap<(Class, Tenant, Tenant), Gap>,
     floor: Floor,
@@ -70,6 +73,8 @@ impl Run {
             running: BTreeSet::new(),
             slots: (0..SLOTS).map(|slot| (Nanos(0), slot)).collect(),
             offers: BTreeMap::new(),
+            actual: BTreeMap::new(),
+            predicted_permille: [1000; TENANTS as usize],
             next_ticket: 0,
             fair: BTreeMap::new(),
             floor: Floor::default(),
@@ -101,11 +106,13 @@ impl Run {
         let tenant = if draw < ASKS_PERMILLE[0] { 0 } else { 1 + u64::from(draw >= 1000 - ASKS_PERMILLE[2]) };
         let class = CLASSES[self.rng.below(2) as usize];
         let work = 100 + self.rng.below(WORK_MAX - 99);
+        let predicted = work * self.predicted_permille[tenant as usize] / 1000;
         self.next_ticket += 1;
+        self.actual.insert(Ticket(self.next_ticket), Work(work));
         let patience =
             Duration::from_millis(500 + self.rng.below(if class == Batch { 20_000 } else { 4_000 }));
         let offer =
-            Offer { deadline: self.now.plus(patience), ..offer(self.next_ticket, tenant, class, work) };
+            Offer { deadline: self.now.plus(patience), ..offer(self.next_ticket, tenant, class, predicted) };
         self.offers.insert(offer.ticket, offer);
         let verdict = self.admission.offer(self.now, offer);
         match verdict {
@@ -145,9 +152,9 @@ impl Run {
             && at <= self.now
         {
             self.running.pop_first();
-            let offer = self.offers[&ticket];
-            *self.done.entry((offer.class, offer.tenant)).or_default() += offer.work.0;
-            self.admission.finished(ticket, offer.work, Completion::Completed).unwrap();
+            let (offer, actual) = (self.offers[&ticket], self.actual[&ticket]);
+            *self.done.entry((offer.class, offer.tenant)).or_default() += actual.0;
+            self.admission.finished(ticket, actual, Completion::Completed).unwrap();
             self.note("completed");
         }
     }
@@ -174,7 +181,7 @@ impl Run {
         assert!(self.now < offer.deadline, "{ticket} starts after its deadline");
         assert_eq!(self.admission.started(self.now, ticket), Ok(Start::Go));
         let (free, slot) = self.slots.pop_first().unwrap();
-        let nanos = offer.work.0 * SLOTS * 1_000_000_000 / WORK_PER_S;
+        let nanos = self.actual[&ticket].0 * SLOTS * 1_000_000_000 / WORK_PER_S;
         let end = Nanos(free.max(self.now).0 + nanos);
         self.slots.insert((end, slot));
         self.running.insert((end, ticket));
@@ -311,6 +318,19 @@ fn a_small_tenant_is_served_in_full_and_the_others_share_the_rest_evenly() {
         println!("seed {seed}: served {:?}", [0, 1, 2].map(|t| (done(t) / asked(t) * 100.0) as u64));
         assert!(done(2) > 0.95 * asked(2), "the small tenant got {:.2}", done(2) / asked(2));
         assert!((done(0) / done(1) - 1.0).abs() < 0.05, "the large ones got {:.2}", done(0) / done(1));
+    }
+}
+
+#[test]
+fn a_tenant_predicted_at_half_its_work_gets_no_more_for_it() {
+    for seed in 0..4 {
+        let mut run = Run::new(seed);
+        run.predicted_permille[0] = 500;
+        run.offer_for(60, 3.0);
+        let done = |tenant| run.done[&(Interactive, Tenant(tenant))] as f64;
+        let ratio = done(0) / done(1);
+        println!("seed {seed}: the underpredicted tenant got {ratio:.2} times the other's work");
+        assert!((ratio - 1.0).abs() < 0.10, "{ratio:.2}");
     }
 }
 
