@@ -22,7 +22,7 @@ use crate::admission::{
 use crate::book::{Book, BookLimits, Reservation};
 use crate::breaker::{Answer, BreakerConfig, Breakers, Permit};
 use crate::decide::{AdapterState, Ask, Decision, NoReplica, Policy, View, decide};
-use crate::fleet::{Fleet, FleetFull, FleetLimits, Readiness, Seating};
+use crate::fleet::{Fleet, FleetFull, FleetLimits, Rates, Readiness, Seating};
 use crate::index::Matches;
 use crate::retry::{Attempt, RetryBudget, RetryConfig, RetryVerdict, Sent};
 use crate::{Seat, SeatSet, Ticket};
@@ -42,6 +42,8 @@ pub struct DeskConfig {
     pub retry: RetryConfig,
     pub book: BookLimits,
     pub fleet: FleetLimits,
+    /// How fast replicas are taken to be until they show it.
+    pub prior: Rates,
     pub seed: u64,
 }
 
@@ -84,7 +86,7 @@ impl Desk {
             policy: config.policy,
             admission: Admission::new(config.admission, capacity)?,
             book: Book::new(config.book),
-            fleet: Fleet::new(config.fleet),
+            fleet: Fleet::new(config.fleet, config.prior),
             breakers: Breakers::new(config.breaker, config.seed).expect("checked with the settings"),
             retries: RetryBudget::new(config.retry),
             views: Vec::new(),
@@ -116,18 +118,13 @@ impl Desk {
 
     /// A probe of a replica that tells no load was answered.
     pub fn probed(&mut self, seat: Seat, readiness: Readiness, now: Nanos) {
-        self.fleet.alive(seat, now);
-        if let Some(replica) = self.fleet.replica_mut(seat) {
-            replica.readiness = readiness;
-        }
+        self.fleet.probed(seat, readiness, now);
         self.capacity_changed();
     }
 
     /// A replica is known to be gone. Its requests are told by whoever sends them.
-    pub fn lost(&mut self, seat: Seat) {
-        if let Some(replica) = self.fleet.replica_mut(seat) {
-            replica.readiness = Readiness::Dead;
-        }
+    pub fn lost(&mut self, seat: Seat, now: Nanos) {
+        self.fleet.probed(seat, Readiness::Dead, now);
         self.capacity_changed();
     }
 

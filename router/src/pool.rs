@@ -117,7 +117,7 @@ impl Pool {
 
     /// A replica is known to be dead: nothing more goes there, and what is there goes elsewhere or ends.
     pub fn lost(&self, replica: &Replica) -> usize {
-        self.desk().desk.lost(replica.seat);
+        self.desk().desk.lost(replica.seat, self.clock.now());
         if let Some(assumed) = &mut lock(&self.assumed)[replica.seat.index()] {
             // It comes back empty.
             assumed.clear(&self.index);

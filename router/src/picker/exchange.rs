@@ -205,7 +205,10 @@ impl Exchange {
         let allowed = replicas.iter().filter(|r| subset.contains(&r.upstream.address().authority));
         let seats: SeatSet = allowed.map(|replica| replica.seat).collect();
         if seats.is_empty() {
-            return Err(Refusal::new(Reason::NoReplica, "none of the endpoints that the gateway allows is known"));
+            return Err(Refusal::new(
+                Reason::NoReplica,
+                "none of the endpoints that the gateway allows is known",
+            ));
         }
         Ok(seats)
     }

@@ -142,7 +142,8 @@ fn pieces(body: &Bytes, is_end: bool) -> impl Iterator<Item = BodyResponse> {
 
 /// A refusal that goes to the client at once.
 pub fn refused(refusal: &Refusal, face: Face) -> ProcessingResponse {
-    let mut set_headers = vec![set("content-type", "application/json"), set("x-quire-reason", refusal.reason.code())];
+    let mut set_headers =
+        vec![set("content-type", "application/json"), set("x-quire-reason", refusal.reason.code())];
     if refusal.reason.is_overflow() {
         set_headers.push(set(OVERFLOW_HEADER, refusal.reason.code()));
     }

@@ -1,5 +1,6 @@
 //! The picker's gRPC server.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -7,21 +8,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use proto::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
+use proto::envoy::service::ext_proc::v3::external_processor_server::{
+    ExternalProcessor, ExternalProcessorServer,
+};
 use proto::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tonic::body::Body;
 use tonic::codegen::tokio_stream::Stream;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use web::{Phase, accept, follow_phase};
 
 use super::exchange::{Exchange, SILENCE};
 use crate::proxy::Router;
 
+const PICKER: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/";
 const CONNECTIONS_MAX: usize = 1024;
 /// Requests of one gateway connection at a time.
 const STREAMS_MAX: u32 = 4096;
@@ -35,11 +40,8 @@ pub async fn serve(
     router: Arc<Router>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let (health_sets, health) = tonic_health::server::health_reporter();
-    health_sets.set_serving::<ExternalProcessorServer<Picker>>().await;
     let drain = router.config.drain;
-    let routes = Routes::new(ExternalProcessorServer::new(Picker { router })).add_service(health).prepare();
-    let service = TowerToHyperService::new(routes.into_axum_router());
+    let service = services(router).await;
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (phase, _) = watch::channel(Phase::Serving);
     let begin = |stream: TcpStream, slot: OwnedSemaphorePermit| {
@@ -63,6 +65,27 @@ pub async fn serve(
     Ok(())
 }
 
+/// The picker, and health for whoever probes it; anything else is told that there is no such method.
+async fn services(
+    router: Arc<Router>,
+) -> impl Service<hyper::Request<Incoming>, Response = hyper::Response<Body>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ 'static {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<ExternalProcessorServer<Picker>>().await;
+    let picker = ExternalProcessorServer::new(Picker { router });
+    service_fn(move |request: hyper::Request<Incoming>| {
+        let (mut picker, mut health) = (picker.clone(), health.clone());
+        async move {
+            match request.uri().path().starts_with(PICKER) {
+                true => tonic::codegen::Service::call(&mut picker, request).await,
+                false => tonic::codegen::Service::call(&mut health, request).await,
+            }
+        }
+    })
+}
+
 struct Picker {
     router: Arc<Router>,
 }
@@ -71,7 +94,10 @@ struct Picker {
 impl ExternalProcessor for Picker {
     type ProcessStream = Answers;
 
-    async fn process(&self, request: Request<Streaming<ProcessingRequest>>) -> Result<Response<Answers>, Status> {
+    async fn process(
+        &self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Result<Response<Answers>, Status> {
         let (sender, receiver) = mpsc::channel(ANSWERS_MAX);
         let exchange = Exchange::new(Arc::clone(&self.router));
         tokio::spawn(exchange_task(exchange, request.into_inner(), sender));

@@ -95,7 +95,8 @@ impl Asked {
 
     /// For gateways, which check keys themselves: callers are only told apart.
     pub fn by<'a>(router: &Router, text: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Refusal> {
-        let tenant = text("authorization").map_or_else(Tenant::default, |key| Tenant(KeyDigest::of(key).low64()));
+        let tenant =
+            text("authorization").map_or_else(Tenant::default, |key| Tenant(KeyDigest::of(key).low64()));
         Ok(Self { tenant, ..Self::read(router, text)? })
     }
 
@@ -337,7 +338,7 @@ async fn pass_on(
     let answer = Answer::of_status(head.status.as_u16(), retry_after(&head.headers));
     let is_events = is_event_stream(&head.headers);
     let is_short = !is_events && body.size_hint().exact().is_some_and(|length| length <= WHOLE_BYTES_MAX);
-    if let Some(seat) = HeaderValue::from_str(&placement.replica().seat.to_string()).ok() {
+    if let Ok(seat) = HeaderValue::from_str(&placement.replica().seat.to_string()) {
         head.headers.insert(REPLICA_HEADER, seat);
     }
     if !is_short {

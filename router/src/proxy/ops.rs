@@ -82,11 +82,10 @@ async fn route(router: &Router, request: Request<Incoming>) -> Answer {
     router.gate.operator(request.headers())?;
     let (head, body) = request.into_parts();
     let body = read(router, &head.headers, body).await?;
-    let (model, prompt) = look(router, &body)?;
-    let decision = model.pool.dry_run(&prompt.supposed(router, &body));
+    let (pool, prompt) = look(router, &body)?;
+    let decision = pool.dry_run(&prompt.supposed(router, &body));
     let decision = decision.map_err(|none| Refusal::new(Reason::NoReplica, none.to_string()))?;
-    let names: Vec<Value> = model
-        .pool
+    let names: Vec<Value> = pool
         .replicas()
         .iter()
         .map(|replica| json!({"seat": replica.seat, "address": replica.upstream.address().to_string()}))
@@ -106,16 +105,15 @@ fn pool(router: &Router, model: &Model) -> Value {
         let seat = replica.seat;
         let held = model.pool.index().seat(seat);
         seats.push(model.pool.with_desk(|desk| {
-            let known = desk.fleet().replica(seat);
             let breaker = desk.breakers().state(now, seat).map(crate::breaker::State::name);
-            let desk: &crate::desk::Desk = desk;
+            let known = desk.fleet().replica(seat);
             json!({
                 "seat": seat,
                 "address": replica.upstream.address().to_string(),
                 "readiness": known.map(|known| known.readiness),
                 "open_requests": replica.open(),
                 "load": desk.book().load(seat, now),
-                "rates": known.map(|known| known.learner.rates()),
+                "rates": desk.fleet().speeds().rates(seat),
                 "breaker": breaker,
                 "blocks": held.memberships,
             })
@@ -131,7 +129,7 @@ fn pool(router: &Router, model: &Model) -> Value {
             "waiting": waiting.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         })
     });
-    json!({"model": model.name, "policy": router.config.policy.name(), "admission": admission, "replicas": seats})
+    json!({"model": &*model.name, "policy": router.config.policy.name(), "admission": admission, "replicas": seats})
 }
 
 fn metrics(router: &Router) -> Response<AnswerBody> {

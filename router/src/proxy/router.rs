@@ -19,6 +19,7 @@ use super::probe;
 use super::refusal::{Reason, Refusal};
 use super::sniff::Face;
 use crate::desk::DeskConfig;
+use crate::fleet::FleetLimits;
 use crate::index::IndexConfig;
 
 /// Paths that are placed and forwarded, with the API they belong to.
@@ -64,7 +65,14 @@ pub enum ConfigError {
 impl Router {
     pub fn new(config: Config, clock: Arc<dyn Clock>, version: &str) -> Result<Arc<Self>, ConfigError> {
         let metrics = Arc::new(Metrics::default());
-        let desk = DeskConfig { policy: config.policy, seed: config.seed, ..DeskConfig::default() };
+        // Three probes without an answer, or as long as one may take.
+        let silence_max = (config.health_interval * 3).max(config.health_timeout);
+        let desk = DeskConfig {
+            policy: config.policy,
+            seed: config.seed,
+            fleet: FleetLimits { silence_max },
+            ..DeskConfig::default()
+        };
         desk.admission.validate()?;
         let pools = Pools::new(desk, IndexConfig::default(), Arc::clone(&clock), Arc::clone(&metrics));
         Ok(Arc::new(Self {
