@@ -6,7 +6,7 @@
 //! "cold" is a text that was not seen before, with word caches as the texts before it left them.
 
 #[path = "../tests/trained.rs"]
-#[allow(dead_code, reason = "shared with the tests, which use more of it")]
+#[expect(dead_code, reason = "shared with the tests, which use more of it")]
 mod trained;
 
 use std::sync::Arc;
@@ -70,13 +70,15 @@ impl Figure {
     }
 }
 
+type Encode<'a> = &'a dyn Fn(&str) -> Vec<TokenId>;
+
 fn measure(clock: &SystemClock, ours: &Arc<Text>, reference: &Tokenizer, prompts: &[&str], size: usize) {
     let cached = Prompter::from_text(Arc::clone(ours), Bytes(1 << 28));
     let own = |text: &str| ours.encode(text, AddSpecials::No).unwrap();
     let kept =
         |text: &str| cached.tokens(&Rendered { text: text.to_owned(), specials: AddSpecials::No }).unwrap();
     let theirs = |text: &str| reference.encode_fast(text, false).unwrap().get_ids().to_vec();
-    let mut figures: Vec<(Figure, &dyn Fn(&str) -> Vec<TokenId>)> = vec![
+    let mut figures: Vec<(Figure, Encode<'_>)> = vec![
         (Figure::new("own, cold", prompts.len()), &own),
         (Figure::new("own", prompts.len()), &own),
         (Figure::new("own, cached", prompts.len()), &kept),

@@ -30,6 +30,7 @@ use base::TokenId;
 use tokenizers::Tokenizer;
 
 pub(crate) use added::Piece;
+#[cfg(feature = "gguf")]
 pub(crate) use scanner::{LLAMA3, QWEN2, TEKKEN};
 pub(crate) use words::hash;
 

@@ -93,10 +93,11 @@ impl Pattern {
     pub fn word_end(&self, text: &[u8], at: usize) -> usize {
         let classes = &*CLASSES;
         let lead = text[at];
-        if lead == b'\'' && matches!(self.suffix, Suffix::Small | Suffix::Apart) {
-            if let Some(end) = self.suffix_end(text, at) {
-                return end;
-            }
+        if lead == b'\''
+            && matches!(self.suffix, Suffix::Small | Suffix::Apart)
+            && let Some(end) = self.suffix_end(text, at)
+        {
+            return end;
         }
         let (class, length) = classes.at(text, at);
         if let Some(end) = self.letters_end(classes, text, at, (class, length)) {
@@ -318,7 +319,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
+        #![proptest_config(ProptestConfig::with_cases(192))]
         #[test]
         fn words_are_those_of_the_regular_expressions(pieces in prop::collection::vec(piece(), 0..24)) {
             let text = pieces.concat();

@@ -3,7 +3,7 @@
 //! Most words of a text are tokens themselves; [`Whole`] finds those with one look-up and no merging. It is
 //! made at load of the tokens that merging gives back unchanged, and never changes. [`Recent`] stands
 //! before it: one slot per hash, the word itself as the key (up to 15 bytes and the length, so a hit cannot
-//! be wrong), up to three tokens in it; 256 KB whatever the text. A general map of strings would spend more
+//! be wrong), up to three tokens in it; 1 MB whatever the text. A general map of strings would spend more
 //! on one word than the scanner does.
 
 use base::TokenId;
@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 /// Longest word and most tokens that a slot of [`Recent`] holds.
 const WORD_MAX: usize = 15;
 const TOKENS_MAX: usize = 3;
-const SLOTS_LOG2: u32 = 13;
+const SLOTS_LOG2: u32 = 15;
 
 /// Words up to [`WORD_MAX`] bytes as a number: the bytes, and the length on top.
 pub(crate) type Key = u128;
