@@ -14,12 +14,9 @@ use candle_core::quantized::gguf_file::{Content, Value as Meta};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use crate::bpe::{LLAMA3, QWEN2, TEKKEN};
 use crate::template::{ChatTemplate, SpecialNames};
 use crate::text::{GenerationDefaults, Parts, TextError};
-
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 pub(crate) fn parts(path: &Path) -> Result<Parts, TextError> {
     let fail = |message: String| TextError::Parse { file: path.display().to_string(), message };
