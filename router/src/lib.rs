@@ -11,6 +11,9 @@
 //! Everything that decides is a function of values or a state machine without I/O, so that the simulator
 //! and the replay run the very code that serves. I/O lives in `events` and `proxy` alone.
 
+pub mod events;
 pub mod ids;
+pub mod naming;
+pub mod source;
 
 pub use ids::{Held, Seat, SeatSet};

@@ -1,1 +1,4 @@
 //! What the router promises, through its public face.
+
+mod events;
+mod source;

@@ -7,6 +7,7 @@
 //! Loaded once per model; everything here is immutable and shared, per-sequence state lives in
 //! [`Detokenizer`] and [`StopMatcher`].
 
+mod assets;
 mod detokenizer;
 mod gguf;
 mod hub;
@@ -18,6 +19,7 @@ mod template;
 mod text;
 mod vocabulary;
 
+pub use assets::{Asset, Assets};
 pub use detokenizer::{Detokenizer, Specials};
 pub use stop::{StopMatcher, StopText, Stopped};
 pub use template::{ChatPrompt, Turn};

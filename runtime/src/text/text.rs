@@ -4,6 +4,7 @@ use base::TokenId;
 use tokenizers::Tokenizer;
 
 use crate::files::{FilesError, ModelFiles};
+use crate::text::assets::Assets;
 use crate::text::detokenizer::Specials;
 use crate::text::template::{ChatPrompt, ChatTemplate};
 use crate::text::vocabulary::{Kind, Vocabulary};
@@ -60,6 +61,7 @@ pub(crate) struct Parts {
     pub add_bos: Option<bool>,
     /// Rows of the embedding, if the files tell.
     pub vocab: Option<u32>,
+    pub assets: Assets,
 }
 
 /// Tokenizer, chat template and generation defaults of one model.
@@ -72,6 +74,7 @@ pub struct Text {
     eos: Vec<TokenId>,
     bos: Option<TokenId>,
     add_bos: Option<bool>,
+    assets: Assets,
 }
 
 impl Text {
@@ -102,6 +105,7 @@ impl Text {
             eos: parts.eos,
             bos: parts.bos,
             add_bos: parts.add_bos,
+            assets: parts.assets,
         })
     }
 
@@ -166,6 +170,11 @@ impl Text {
     /// One more than the largest token id that the tokenizer knows.
     pub fn vocab(&self) -> usize {
         self.vocabulary.len()
+    }
+
+    /// The files that this was made of.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
     }
 
     pub(crate) fn vocabulary(&self) -> &Vocabulary {
