@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use base::{
-    AdapterId, ChainHash, ChainRoot, Clock, Generation, NamespaceId, NamespaceKey, RequestId, Tier,
-};
+use base::{AdapterId, ChainHash, ChainRoot, Clock, Generation, NamespaceId, NamespaceKey, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;

@@ -118,9 +118,8 @@ async fn connect(address: &str) -> Result<SendRequest<Body>, ChannelError> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .handshake(TokioIo::new(stream));
-    let (sender, connection) = handshake
-        .await
-        .map_err(|source| ChannelError::Handshake { address: address.to_owned(), source })?;
+    let (sender, connection) =
+        handshake.await.map_err(|source| ChannelError::Handshake { address: address.to_owned(), source })?;
     // Its end is heard by whoever has a call on it.
     tokio::spawn(connection);
     Ok(sender)

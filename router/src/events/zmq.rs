@@ -185,7 +185,8 @@ fn read(mut connection: Connection) -> Reading {
 
 /// Whatever stands before: a topic, a delimiter, both or nothing.
 fn batch(mut frames: Vec<Vec<u8>>) -> io::Result<Batch> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "a message without sequence number and payload");
+    let wrong =
+        || io::Error::new(io::ErrorKind::InvalidData, "a message without sequence number and payload");
     let (payload, sequence) = (frames.pop().ok_or_else(wrong)?, frames.pop().ok_or_else(wrong)?);
     let sequence = <[u8; 8]>::try_from(sequence).map_err(|_| wrong())?;
     Ok(Batch { sequence: u64::from_be_bytes(sequence), payload })

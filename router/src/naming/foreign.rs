@@ -45,7 +45,9 @@ impl Chain {
             // Absent is not empty, and no part runs into the next.
             state = match part {
                 None => fold(state ^ LANES[0], MULTIPLIER),
-                Some(text) => self.bytes(fold(state ^ LANES[1], text.len() as u64 ^ LANES[2]), text.as_bytes()),
+                Some(text) => {
+                    self.bytes(fold(state ^ LANES[1], text.len() as u64 ^ LANES[2]), text.as_bytes())
+                }
             };
         }
         state >> SPARE_BITS
@@ -89,10 +91,10 @@ impl std::fmt::Debug for Chain {
     }
 }
 
-/// Both halves of a 128-bit product; a factor of zero would forget the other.
+/// Both halves of a 128-bit product, and the factors: one that is zero would make the other forgotten.
 fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a ^ MULTIPLIER) * u128::from(b | 1);
-    (product as u64) ^ (product >> 64) as u64 ^ a.rotate_left(32)
+    let product = u128::from(a ^ MULTIPLIER) * u128::from(b ^ LANES[2]);
+    (product as u64) ^ (product >> 64) as u64 ^ a.rotate_left(32) ^ b
 }
 
 #[cfg(test)]

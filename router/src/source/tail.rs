@@ -103,6 +103,7 @@ pub struct Tail {
     ahead_bytes: usize,
     applied: VecDeque<(u64, u64)>,
     scratch: Scratch,
+    /// When there was last a sign of life: a live batch, or the end of a replay.
     heard: Nanos,
     rests: u32,
     counts: TailCounts,
@@ -257,6 +258,7 @@ impl Tail {
     /// A replay has said that it is at its end.
     pub fn replay_done(&mut self, now: Nanos, told: &dyn Told) -> Want {
         let Stage::Replaying { is_proven, .. } = self.stage else { return Want::Nothing };
+        self.heard = now;
         match self.next {
             // Nothing has been published, so nothing is held.
             None => self.begin_at(0, told),

@@ -23,8 +23,13 @@ impl Publisher {
     pub async fn start() -> Self {
         let bind = || async { Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap()) };
         let (live, replay) = (bind().await, bind().await);
-        let mut publisher =
-            Self { live, replay, sent: broadcast::channel(1 << 16).0, kept: Arc::default(), tasks: Vec::new() };
+        let mut publisher = Self {
+            live,
+            replay,
+            sent: broadcast::channel(1 << 16).0,
+            kept: Arc::default(),
+            tasks: Vec::new(),
+        };
         publisher.run();
         publisher
     }

@@ -64,8 +64,7 @@ impl World {
         let publisher = Publisher::start().await;
         let (live, replay) = publisher.addresses();
         let (held, said) = (Arc::<Held>::default(), Arc::<Said>::default());
-        let engine =
-            Engine { model: "m".into(), block_tokens: 4, blocks_max: 1000, chain: Chain::new(3) };
+        let engine = Engine { model: "m".into(), block_tokens: 4, blocks_max: 1000, chain: Chain::new(3) };
         let follows = zmq::Publisher {
             seat: Seat(0),
             engine,

@@ -9,8 +9,17 @@ pub enum Dialect {
 
 #[derive(Clone, Debug)]
 pub enum Change {
-    Stored { hashes: Vec<u64>, parent: Option<u64>, tokens: Vec<u32>, block_tokens: u32, medium: &'static str },
-    Removed { hashes: Vec<u64>, medium: &'static str },
+    Stored {
+        hashes: Vec<u64>,
+        parent: Option<u64>,
+        tokens: Vec<u32>,
+        block_tokens: u32,
+        medium: &'static str,
+    },
+    Removed {
+        hashes: Vec<u64>,
+        medium: &'static str,
+    },
     Cleared,
 }
 

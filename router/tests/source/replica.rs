@@ -101,7 +101,13 @@ impl Replica {
             *self.set.entry((scope.clone(), *hash)).or_default() |= Tiers::of(tier).bits();
         }
         let (namespace, generation) = (scope.namespace.to_string(), scope.generation.0);
-        Kind::Stored(StoredRun { namespace, generation, tiers: vec![wire(tier)], hashes, ..Default::default() })
+        Kind::Stored(StoredRun {
+            namespace,
+            generation,
+            tiers: vec![wire(tier)],
+            hashes,
+            ..Default::default()
+        })
     }
 
     fn remove(&mut self) -> Option<Kind> {

@@ -42,11 +42,7 @@ pub(super) fn answer(app: &App, request: ChainRootRequest) -> Result<ChainRootRe
 }
 
 /// The namespace, and the retention of whoever has the credential, if it was one.
-fn whose(
-    app: &App,
-    names: &Names,
-    asked: Option<Whose>,
-) -> Result<(NamespaceId, Option<Retention>), Status> {
+fn whose(app: &App, names: &Names, asked: Option<Whose>) -> Result<(NamespaceId, Option<Retention>), Status> {
     match asked {
         None => {
             let message = "one of `namespace` and `credential` must be set";

@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use base::{Generation, NamespaceId, NamespaceKey, Tier};
 use transfer::{
-    ClusterKey, DataKey, KeyRing, KeyStore, KeyStoreError, NoRandomness, NodeKey, NodeKeyError, StoredNamespace,
+    ClusterKey, DataKey, KeyRing, KeyStore, KeyStoreError, NoRandomness, NodeKey, NodeKeyError,
+    StoredNamespace,
 };
 
 use super::KeyStorePaths;
@@ -138,7 +139,9 @@ impl Keys {
     fn chain(&self, name: &str, stored: Option<&NamespaceKey>) -> Result<NamespaceKey, KeysError> {
         let shared = self.cluster.as_ref().map(|cluster| cluster.naming_key(name));
         match (shared, stored) {
-            (Some(shared), Some(stored)) if shared != *stored => Err(KeysError::OtherCluster(name.to_owned())),
+            (Some(shared), Some(stored)) if shared != *stored => {
+                Err(KeysError::OtherCluster(name.to_owned()))
+            }
             (Some(shared), _) => Ok(shared),
             (None, Some(stored)) => Ok(stored.clone()),
             (None, None) => Ok(NamespaceKey(*DataKey::random()?.expose())),

@@ -145,7 +145,15 @@ impl Server {
         let task = tokio::spawn(rpc::serve(listener, app.clone(), async {
             let _ = signal.await;
         }));
-        Self { address, app, engine, hub, gate: setup.is_stuck.then_some(open), shutdown: Some(shutdown), task }
+        Self {
+            address,
+            app,
+            engine,
+            hub,
+            gate: setup.is_stuck.then_some(open),
+            shutdown: Some(shutdown),
+            task,
+        }
     }
 
     /// A connection of an operator.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use base::{AdapterId, ChainHash, Clock, Generation, SystemClock};
 use proto::v1::chain_root_request::Whose;
 use proto::v1::{CacheStatsRequest, ChainRootRequest, LoadRecord, PurgeRequest};
+use quire_runtime::events::EventServer;
 use router::Seat;
 use router::events::{Channel, Heard, Key, quire, zmq};
 use router::naming::foreign::{Chain, Tree};
 use router::naming::roots::{CredentialDigest, Keeps, Root, RootKey, Roots, names};
 use router::source::{Engine, Scope, State, Told};
-use quire_runtime::events::EventServer;
 
 use super::held::Held;
 use super::server::{ACME, PAGE, Server, ZEN, prompt};
@@ -83,9 +83,10 @@ async fn operator(server: &Server) -> Channel {
 /// Blocks by (namespace, tier), as the replica counts them and as are held here.
 async fn counts(channel: &Channel) -> BTreeMap<(String, i32), u64> {
     let stats = channel.cache().cache_stats(CacheStatsRequest {}).await.unwrap().into_inner();
-    let counts = stats.namespaces.into_iter().flat_map(|of| {
-        of.pages.into_iter().map(move |at| ((of.namespace.clone(), at.tier), at.pages))
-    });
+    let counts = stats
+        .namespaces
+        .into_iter()
+        .flat_map(|of| of.pages.into_iter().map(move |at| ((of.namespace.clone(), at.tier), at.pages)));
     counts.filter(|(_, pages)| *pages > 0).collect()
 }
 
@@ -129,7 +130,8 @@ async fn a_root_from_the_replica_names_prompts_as_its_events_do() {
     let channel = operator(&server).await;
     let following = follow(&server, "root");
     server.ask(ACME, 1, 6).await;
-    let request = ChainRootRequest { whose: Some(Whose::Credential("acme-key".into())), ..Default::default() };
+    let request =
+        ChainRootRequest { whose: Some(Whose::Credential("acme-key".into())), ..Default::default() };
     let told = channel.cache().chain_root(request).await.unwrap().into_inner();
     let scope = Scope::new(&told.namespace, Generation(told.generation));
     let hash = ChainHash(told.root.as_slice().try_into().unwrap());

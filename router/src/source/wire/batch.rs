@@ -51,9 +51,15 @@ pub struct Batch {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Event<'a> {
     Stored(Stored<'a>),
-    Removed { hashes: &'a [u64], medium: Option<&'a str>, group: Group<'a> },
+    Removed {
+        hashes: &'a [u64],
+        medium: Option<&'a str>,
+        group: Group<'a>,
+    },
     /// Everything is gone, in all tiers.
-    Cleared { owner: Option<&'a str> },
+    Cleared {
+        owner: Option<&'a str>,
+    },
     /// Said to be of no interest by its writer.
     Ignored,
 }
@@ -249,12 +255,7 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn field(
-        &mut self,
-        name: &str,
-        reader: &mut Reader<'a>,
-        scratch: &mut Scratch,
-    ) -> Result<(), WireError> {
+    fn field(&mut self, name: &str, reader: &mut Reader<'a>, scratch: &mut Scratch) -> Result<(), WireError> {
         match name {
             "type" => self.tag = Some(tag(reader)?),
             "block_hashes" => self.hashes(reader, scratch)?,
@@ -297,11 +298,7 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn listed_stored(
-        &mut self,
-        places: &mut Places<'_, 'a>,
-        scratch: &mut Scratch,
-    ) -> Result<(), WireError> {
+    fn listed_stored(&mut self, places: &mut Places<'_, 'a>, scratch: &mut Scratch) -> Result<(), WireError> {
         places.read(|reader| self.hashes(reader, scratch))?;
         self.parent = places.optional(hash)?;
         places.read(|reader| self.tokens(reader, scratch))?;
@@ -453,10 +450,7 @@ struct Places<'r, 'a> {
 
 impl<'a> Places<'_, 'a> {
     /// Does nothing where the list has ended.
-    fn read(
-        &mut self,
-        read: impl FnOnce(&mut Reader<'a>) -> Result<(), WireError>,
-    ) -> Result<(), WireError> {
+    fn read(&mut self, read: impl FnOnce(&mut Reader<'a>) -> Result<(), WireError>) -> Result<(), WireError> {
         if self.left == 0 {
             return Ok(());
         }

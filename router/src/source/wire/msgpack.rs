@@ -317,7 +317,10 @@ mod tests {
     #[test]
     fn a_length_without_its_bytes_is_refused_before_anything_is_made_of_it() {
         let claims = |bytes: &[u8]| Reader::new(bytes).list();
-        assert_eq!(claims(&[0xdd, 0xff, 0xff, 0xff, 0xff, 1]), Err(WireError::TooMany { at: 0, count: 0xffff_ffff }));
+        assert_eq!(
+            claims(&[0xdd, 0xff, 0xff, 0xff, 0xff, 1]),
+            Err(WireError::TooMany { at: 0, count: 0xffff_ffff })
+        );
         assert_eq!(Reader::new(&[0xdb, 0xff, 0xff, 0xff, 0xff]).text(), Err(WireError::Cut { at: 5 }));
         let deep = [0x91; 100];
         assert_eq!(Reader::new(&deep).skip(), Err(WireError::TooDeep { at: 17 }));
