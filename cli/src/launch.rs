@@ -26,7 +26,7 @@ use runtime::model::{
 use runtime::scheduler::SchedulerConfig;
 use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
 use runtime::text::{Text, TextError};
-use transfer::NodeSigner;
+use transfer::{ClusterKey, NodeSigner};
 
 use crate::backend::{self, Kind, Opened};
 use crate::demo;
@@ -105,8 +105,7 @@ impl Launch {
         let tiers = flags.tiers.meant(cache.eviction.into())?;
         schedule.prefetch = tiers.prefetch;
         schedule.namespace_key = drawn_key();
-        let keys = Keys::open(&tiers.storage.namespaces, tiers.storage.key_store.as_ref())
-            .map_err(|e| Failure::usage(e.to_string()))?;
+        let keys = keys(&tiers)?;
         let tenants = tenants(&keys);
         let signer = signer(tiers.sign_key.as_deref())?;
         let secrets = Arc::new(Mutex::new(Some((keys, signer))));
@@ -331,6 +330,13 @@ fn tenants(keys: &Keys) -> Vec<TenantKeys> {
 }
 
 /// What signs purge reports; of this process alone if no file was named.
+fn keys(tiers: &TierOptions) -> Result<Keys, Failure> {
+    let cluster = tiers.cluster_key.as_deref().map(ClusterKey::load).transpose();
+    let cluster = cluster.map_err(|e| Failure::usage(format!("--cluster-key: {e}")))?;
+    Keys::open_in(&tiers.storage.namespaces, tiers.storage.key_store.as_ref(), cluster)
+        .map_err(|e| Failure::usage(e.to_string()))
+}
+
 fn signer(file: Option<&Path>) -> Result<NodeSigner, Failure> {
     match file {
         Some(path) => {

@@ -41,7 +41,10 @@ pub fn run(flags: &RouteFlags) -> Result<(), Failure> {
     let listener = listen(&flags.host, flags.port, "--port")?;
     let picker = flags.picker_port.map(|port| listen(&flags.host, port, "--picker-port")).transpose()?;
     if flags.is_wide_open() {
-        tracing::warn!(host = flags.host, "anyone who reaches this address can use the replicas: set --api-key");
+        tracing::warn!(
+            host = flags.host,
+            "anyone who reaches this address can use the replicas: set --api-key"
+        );
     }
     let runtime = web::runtime(usize::from(flags.threads))?;
     runtime.block_on(route(config, listener, picker))

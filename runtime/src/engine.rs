@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use base::{Clock, Generation, NamespaceId, RequestId, Tier};
+use base::{AdapterId, ChainHash, ChainRoot, Clock, Generation, NamespaceId, NamespaceKey, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ use crate::request::{Event, Refusal, Request};
 use crate::scheduler::{PurgeRunning, SchedulerConfig, driver};
 use crate::stats::EngineStats;
 use crate::storage::{
-    DEFAULT, Keys, Namespace, OutcomeSink, Storage, StorageConfig, StorageError, StorageStats,
+    DEFAULT, Keys, Namespace, OutcomeSink, Retention, Storage, StorageConfig, StorageError, StorageStats,
 };
 
 /// A running sequence's events. Dropping it before its end aborts the sequence. Its queue is bounded by
@@ -147,6 +147,30 @@ pub(crate) struct Generations {
     pub floor: Generation,
 }
 
+/// Whose root is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct RootOf {
+    pub namespace: NamespaceId,
+    /// `None` for the present one.
+    pub generation: Option<Generation>,
+    pub adapter: AdapterId,
+    pub salt: Vec<u8>,
+}
+
+/// Where a chain of names begins.
+pub(crate) struct Root {
+    pub generation: Generation,
+    pub hash: ChainHash,
+    pub retention: Retention,
+}
+
+/// Why there is no root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoot {
+    UnknownNamespace,
+    Purged { floor: Generation },
+}
+
 /// Whether the engine can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -172,6 +196,7 @@ struct Shared {
     keys: Option<Arc<Mutex<Keys>>>,
     /// Of all namespaces, for whoever must not wait for `keys`, whose lock is held while files are synced.
     names: Arc<[(NamespaceId, String)]>,
+    naming: BTreeMap<NamespaceId, (NamespaceKey, Retention)>,
     generations: Mutex<BTreeMap<NamespaceId, Generations>>,
     journal: Option<Arc<Journal>>,
     cold: Vec<Arc<dyn PageTier>>,
@@ -232,8 +257,14 @@ impl Engine {
         let generations = namespaces
             .iter()
             .map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
+        let naming = namespaces.iter().map(|of| (of.id, (of.chain.clone(), of.spec.retention)));
+        let mut naming: BTreeMap<_, _> = naming.collect();
+        if naming.is_empty() {
+            naming.insert(NamespaceId(0), (config.namespace_key.clone(), Retention::Keep));
+        }
         let shared = Shared {
             names: names.into(),
+            naming,
             generations: Mutex::new(generations.collect()),
             inbox: inbox.clone(),
             stats: Arc::clone(&stats),
@@ -332,6 +363,19 @@ impl Engine {
     /// Its namespaces by id and name; the default's alone if it was given none. Never waits.
     pub(crate) fn names(&self) -> Arc<[(NamespaceId, String)]> {
         Arc::clone(&self.shared.names)
+    }
+
+    /// Where the names of a namespace's pages begin: in a generation that is not purged, or in the present one.
+    pub(crate) fn root(&self, of: RootOf) -> Result<Root, NoRoot> {
+        let (key, retention) = self.shared.naming.get(&of.namespace).ok_or(NoRoot::UnknownNamespace)?;
+        let now = self.generations().get(&of.namespace).copied().unwrap_or_default();
+        let generation = of.generation.unwrap_or(now.generation);
+        if generation < now.floor {
+            return Err(NoRoot::Purged { floor: now.floor });
+        }
+        let ExecutorShape { model, layout, .. } = self.shared.shape;
+        let root = ChainRoot { generation, model, layout, adapter: of.adapter, salt: of.salt };
+        Ok(Root { generation, hash: root.hash(key), retention: *retention })
     }
 
     /// Where each namespace stands that has keys of its own.

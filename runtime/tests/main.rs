@@ -1,6 +1,9 @@
 //! Integration tests of the runtime, in one binary: models against oracles, hits against misses, bad
 //! files, and the executor contract.
 
+/// As the router's own tests call it: some of their parts are used here.
+extern crate router as quire_router;
+
 mod api;
 mod bad_models;
 mod cuda;

@@ -11,6 +11,7 @@
 
 pub mod files;
 
+mod assets;
 mod bpe;
 mod detokenizer;
 #[cfg(feature = "gguf")]
@@ -25,6 +26,7 @@ mod text;
 mod token_cache;
 mod vocabulary;
 
+pub use assets::{Asset, Assets};
 pub use detokenizer::{Detokenizer, Specials};
 pub use prompter::{Prompter, Rendered};
 pub use stop::{StopMatcher, StopText, Stopped};

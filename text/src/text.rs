@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use base::TokenId;
 use tokenizers::Tokenizer;
 
+use crate::assets::Assets;
 use crate::bpe::{Bpe, NotOwn, Piece};
 use crate::detokenizer::Specials;
 use crate::files::{FilesError, ModelFiles};
@@ -78,6 +79,7 @@ pub(crate) struct Parts {
     pub add_bos: Option<bool>,
     /// Rows of the embedding, if the files tell.
     pub vocab: Option<u32>,
+    pub assets: Assets,
 }
 
 /// Tokenizer, chat template and generation defaults of one model.
@@ -91,6 +93,7 @@ pub struct Text {
     eos: Vec<TokenId>,
     bos: Option<TokenId>,
     add_bos: Option<bool>,
+    assets: Assets,
 }
 
 impl Text {
@@ -123,6 +126,7 @@ impl Text {
             eos: parts.eos,
             bos: parts.bos,
             add_bos: parts.add_bos,
+            assets: parts.assets,
         })
     }
 
@@ -248,6 +252,11 @@ impl Text {
     /// One more than the largest token id that the tokenizer knows.
     pub fn vocab(&self) -> usize {
         self.vocabulary.len()
+    }
+
+    /// The files that this was made of.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
     }
 
     pub(crate) fn vocabulary(&self) -> &Vocabulary {

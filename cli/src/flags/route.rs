@@ -48,22 +48,46 @@ pub struct RouteFlags {
     #[arg(value_name = "REPLICA")]
     pub replicas: Vec<String>,
     /// Address to listen on; 0.0.0.0 for all (set an API key then)
-    #[arg(long, env = "QUIRE_HOST", hide_env_values = true, default_value = "127.0.0.1", help_heading = "Server")]
+    #[arg(
+        long,
+        env = "QUIRE_HOST",
+        hide_env_values = true,
+        default_value = "127.0.0.1",
+        help_heading = "Server"
+    )]
     pub host: String,
     /// TCP port; 0 takes a free one, shown in the last line of the start
     #[arg(long, env = "QUIRE_PORT", hide_env_values = true, default_value_t = 8080, help_heading = "Server")]
     pub port: u16,
     /// Port for gateways that ask where to send requests (Envoy ext_proc, gRPC); 0 takes a free one [default: none]
-    #[arg(long, value_name = "PORT", env = "QUIRE_PICKER_PORT", hide_env_values = true, help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "QUIRE_PICKER_PORT",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
     pub picker_port: Option<u16>,
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated [default: the replicas decide]
     #[arg(long, value_name = "KEY", env = "QUIRE_API_KEY", hide_env_values = true, help_heading = "Server")]
     pub api_key: Vec<String>,
     /// File with one such key a line
-    #[arg(long, value_name = "FILE", env = "QUIRE_API_KEY_FILE", hide_env_values = true, help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "QUIRE_API_KEY_FILE",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
     pub api_key_file: Option<PathBuf>,
     /// Key that opens /debug; may be repeated [default: any --api-key does]
-    #[arg(long, value_name = "KEY", env = "QUIRE_ADMIN_KEY", hide_env_values = true, help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "QUIRE_ADMIN_KEY",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
     pub admin_key: Vec<String>,
     /// Largest request body
     #[arg(long, value_name = "SIZE", env = "QUIRE_MAX_BODY_SIZE", hide_env_values = true,
@@ -82,11 +106,23 @@ pub struct RouteFlags {
           default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400), help_heading = "Server")]
     pub shutdown_timeout: u32,
     /// How a replica is chosen
-    #[arg(long, value_enum, env = "QUIRE_POLICY", hide_env_values = true, default_value = "kv-aware",
-          help_heading = "Routing")]
+    #[arg(
+        long,
+        value_enum,
+        env = "QUIRE_POLICY",
+        hide_env_values = true,
+        default_value = "kv-aware",
+        help_heading = "Routing"
+    )]
     pub policy: PolicyName,
     /// Key that the replicas are shown instead of the client's
-    #[arg(long, value_name = "KEY", env = "QUIRE_REPLICA_KEY", hide_env_values = true, help_heading = "Routing")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "QUIRE_REPLICA_KEY",
+        hide_env_values = true,
+        help_heading = "Routing"
+    )]
     pub replica_key: Option<String>,
     /// Seconds that a request may take, waiting included
     #[arg(long, value_name = "SECONDS", env = "QUIRE_REQUEST_TIMEOUT", hide_env_values = true,
@@ -110,13 +146,19 @@ pub struct RouteFlags {
 impl RouteFlags {
     pub fn meant(&self) -> Result<Config, Failure> {
         if self.replicas.is_empty() {
-            return Err(Failure::usage("`quire route` needs at least one REPLICA, such as http://127.0.0.1:8000")
-                .hint("start one with `quire serve MODEL`, or `quire up` for the demo model"));
+            return Err(Failure::usage(
+                "`quire route` needs at least one REPLICA, such as http://127.0.0.1:8000",
+            )
+            .hint("start one with `quire serve MODEL`, or `quire up` for the demo model"));
         }
         let replicas = self.replicas.iter().map(|url| Address::parse(url)).collect::<Result<Vec<_>, _>>();
         let replicas = replicas.map_err(|error| Failure::usage(format!("REPLICA {error}")))?;
-        if let Some((at, twice)) = replicas.iter().enumerate().find(|(at, one)| replicas[..*at].contains(one)) {
-            return Err(Failure::usage(format!("REPLICA {twice} is named twice (the {}. time here)", at + 1)));
+        if let Some((at, twice)) = replicas.iter().enumerate().find(|(at, one)| replicas[..*at].contains(one))
+        {
+            return Err(Failure::usage(format!(
+                "REPLICA {twice} is named twice (the {}. time here)",
+                at + 1
+            )));
         }
         let ms = |ms: u32| Duration::from_millis(u64::from(ms));
         Ok(Config {

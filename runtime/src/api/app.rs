@@ -194,6 +194,11 @@ impl App {
         self.inner.keys.check(headers)
     }
 
+    /// On whose behalf a request with this credential would be.
+    pub(crate) fn whose(&self, credential: Option<&str>) -> Result<Caller, ApiError> {
+        self.inner.keys.whose(credential)
+    }
+
     /// Whether whoever sends these headers may read metrics.
     pub(crate) fn authorize_scrape(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         self.inner.keys.check_scrape(headers)
