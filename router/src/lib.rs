@@ -21,7 +21,6 @@ pub mod events;
 pub mod fleet;
 pub mod gossip;
 pub mod ids;
-pub mod ids;
 pub mod index;
 pub mod naming;
 pub mod picker;

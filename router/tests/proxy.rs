@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
-use router::decide::Policy;
-use router::proxy::Config;
+use quire_router::decide::Policy;
+use quire_router::proxy::Config;
 use serde_json::json;
 
 use super::client::{Under, chat, request, soon, until};
