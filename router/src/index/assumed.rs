@@ -86,24 +86,26 @@ impl Assumed {
             },
         };
         let writer = &mut self.scopes[at].1;
-        for (chunk, names) in names.chunks(CHUNK).enumerate() {
+        let (mut known, epochs, stamped) = (0, &mut self.epochs, &mut self.stamped);
+        for names in names.chunks(CHUNK) {
             writer.make_room(names.len(), &self.budget);
-            writer.table().touch(names);
-            for (offset, &name) in names.iter().enumerate() {
-                match writer.put(name, epoch) {
-                    Ok(before) if before == epoch => (),
-                    Ok(before) => {
-                        if before != 0 {
-                            self.epochs[(before - oldest) as usize].blocks -= 1;
-                        }
-                        self.epochs[(epoch - oldest) as usize].blocks += 1;
-                        self.stamped += 1;
-                    }
-                    Err(_) => return chunk * CHUNK + offset,
+            let restamp = |_, before: u64| {
+                if before == epoch {
+                    return;
                 }
+                if before != 0 {
+                    epochs[(before - oldest) as usize].blocks -= 1;
+                }
+                epochs[(epoch - oldest) as usize].blocks += 1;
+                *stamped += 1;
+            };
+            let done = writer.put_all(names, |_| epoch, restamp);
+            known += done;
+            if done < names.len() {
+                break;
             }
         }
-        names.len()
+        known
     }
 
     /// Forgets what has not been used for the lifetime.
@@ -172,5 +174,66 @@ impl Assumed {
     /// What is charged to the index's budget.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.scopes.iter().map(|(_, writer)| writer.table().bytes()).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::SplitMix;
+
+    use super::super::tests::{names, one_scope, score};
+    use super::*;
+    use crate::SeatSet;
+
+    fn new(index: &Index, blocks_max: usize) -> Assumed {
+        Assumed::new(index, Seat(0), AssumedConfig { ttl: Nanos(800), blocks_max })
+    }
+
+    #[test]
+    fn what_was_routed_is_held_for_its_lifetime_and_not_longer() {
+        let (index, scope) = one_scope();
+        let mut assumed = new(&index, 1000);
+        let names = names(40);
+        let _ = assumed.routed(&index, &scope, &names, Nanos(0));
+        let _ = assumed.routed(&index, &scope, &names[..10], Nanos(600));
+        assumed.expire(&index, Nanos(699));
+        assert_eq!(score(&index, &scope, &names, 0), 40);
+        assumed.expire(&index, Nanos(800));
+        assert_eq!(score(&index, &scope, &names, 0), 10, "used again at 600");
+        assumed.expire(&index, Nanos(1400));
+        assert_eq!(score(&index, &scope, &names, 0), 0);
+        assert_eq!((assumed.blocks(), index.view().scopes), (0, 0));
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first_and_prompts_stay_whole_beginnings() {
+        let (index, scope) = one_scope();
+        let (mut assumed, mut rng) = (new(&index, 500), SplitMix::new(1));
+        let trunk = names(30);
+        let prompts: Vec<Vec<u64>> =
+            (0..60).map(|_| trunk.iter().copied().chain((0..20).map(|_| rng.next_u64())).collect()).collect();
+        for (now, prompt) in prompts.iter().enumerate() {
+            let stored = assumed.routed(&index, &scope, prompt, Nanos(now as u64));
+            assert_eq!(stored.refused, 0);
+            assumed.check().unwrap();
+            index.check(assumed.bytes()).unwrap();
+            assert!(assumed.blocks() <= 500);
+            assert_eq!(score(&index, &scope, prompt, 0), 50);
+        }
+        assert_eq!(index.audit(&scope, &prompts[0], SeatSet::ALL), SeatSet::EMPTY);
+        assert_eq!(score(&index, &scope, &prompts[0], 0), 30, "the trunk is used by all");
+        assert!(score(&index, &scope, &prompts[50], 0) == 50, "recent ones stay");
+    }
+
+    #[test]
+    fn a_prompt_longer_than_the_bound_is_held_in_part() {
+        let (index, scope) = one_scope();
+        let mut assumed = new(&index, 80);
+        let _ = assumed.routed(&index, &scope, &names(200), Nanos(0));
+        let _ = assumed.routed(&index, &scope, &names(300), Nanos(1));
+        assert!(assumed.blocks() <= 80);
+        assert_eq!(score(&index, &scope, &names(300), 0), 70);
+        assumed.clear(&index);
+        assert_eq!(index.view().bytes, Bytes(0));
     }
 }

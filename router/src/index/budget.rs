@@ -24,12 +24,11 @@ pub struct Full {
 pub struct Budget {
     used: AtomicU64,
     max: u64,
-    refusals: AtomicU64,
 }
 
 impl Budget {
     pub(super) fn new(max: Bytes) -> Arc<Self> {
-        Arc::new(Self { used: AtomicU64::new(0), max: max.0, refusals: AtomicU64::new(0) })
+        Arc::new(Self { used: AtomicU64::new(0), max: max.0 })
     }
 
     /// Takes bytes until the charge is dropped.
@@ -37,10 +36,7 @@ impl Budget {
         let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.max);
         match self.used.fetch_update(Relaxed, Relaxed, fits) {
             Ok(_) => Ok(Charge { budget: self.clone(), bytes }),
-            Err(used) => {
-                self.refusals.fetch_add(1, Relaxed);
-                Err(Full { wanted: bytes, used, max: self.max })
-            }
+            Err(used) => Err(Full { wanted: bytes, used, max: self.max }),
         }
     }
 
@@ -50,11 +46,6 @@ impl Budget {
 
     pub fn max(&self) -> Bytes {
         Bytes(self.max)
-    }
-
-    /// Allocations refused so far.
-    pub fn refusals(&self) -> u64 {
-        self.refusals.load(Relaxed)
     }
 }
 
@@ -89,6 +80,6 @@ mod tests {
         assert_eq!(refused, Full { wanted: 41, used: 60, max: 100 });
         drop(first);
         let all = budget.charge(100).unwrap();
-        assert_eq!((budget.used(), budget.refusals(), all.bytes()), (Bytes(100), 1, 100));
+        assert_eq!((budget.used(), all.bytes()), (Bytes(100), 100));
     }
 }

@@ -224,16 +224,11 @@ impl Shelf {
         let (bit, mut is_moved, mut added) = (SeatSet::of(seat).0, false, 0);
         for chunk in names.chunks(CHUNK) {
             is_moved |= self.writer.make_room(chunk.len(), budget);
-            if chunk.len() > 1 {
-                self.writer.table().touch(chunk);
-            }
-            for &name in chunk {
-                match self.writer.set(name, bit) {
-                    Ok(word) if word & bit == 0 => added += 1,
-                    Ok(_) => outcome.repeated += 1,
-                    Err(_) => outcome.refused += 1,
-                }
-            }
+            self.writer.set_all(chunk, bit, |was| match was {
+                Ok(word) if word & bit == 0 => added += 1,
+                Ok(_) => outcome.repeated += 1,
+                Err(_) => outcome.refused += 1,
+            });
         }
         self.counts[seat.index()] += added;
         outcome.added += added;
@@ -242,12 +237,7 @@ impl Shelf {
 
     fn remove(&mut self, seat: Seat, names: &[u64]) -> u32 {
         let (bit, mut removed) = (SeatSet::of(seat).0, 0);
-        for chunk in names.chunks(CHUNK) {
-            if chunk.len() > 1 {
-                self.writer.table().touch(chunk);
-            }
-            removed += chunk.iter().filter(|&&name| self.writer.unset(name, bit)).count() as u32;
-        }
+        self.writer.take_all(names, bit, |word| removed += u32::from(word & bit != 0));
         self.counts[seat.index()] -= removed;
         removed
     }

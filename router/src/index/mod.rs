@@ -24,7 +24,7 @@
 //! | `lookup` of n names, h distinct depths | O(h log n) probes a tier; O(n) for seats that break the promise | – |
 //! | `clear`, `purge` | hidden in one store, then one pass over the scope's tables | see nothing of it at once |
 //! | growth, cleaning | a copy of one table, once in so many events | have the old one |
-//! | memory | 21–32 bytes a name and tier, whatever the number of seats; 43–64 with a translation | |
+//! | memory | 25–36 bytes a name and tier, whatever the number of seats; 50–71 with a translation | |
 //!
 //! **The promise.** Jumping is exact for replicas that evict leaves first, in each tier. That a parent is missing
 //! is seen when a child is stored, exactly and for one probe a run; that a child is left behind is not seen at the

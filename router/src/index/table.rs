@@ -30,6 +30,10 @@ const ZERO: u64 = 0x9E6C_63D0_876A_3F4B;
 /// Odd, and without a pattern: spreads names that are not hashes.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// How many slots are loaded side by side: several times as many as a core fetches at a time, so that the wait
+/// for the last of them counts for little.
+const ABREAST: usize = 128;
+
 /// Two words of one cache line.
 #[derive(Default)]
 #[repr(align(16))]
@@ -109,8 +113,25 @@ impl Table {
     /// is no prefetch in safe Rust; loads that do not wait for each other come to the same.
     #[inline(always)]
     pub fn touch(&self, names: &[u64]) {
-        let touched = names.iter().fold(0, |sum, &name| sum ^ self.slots[self.home(name)].name.load(Relaxed));
-        std::hint::black_box(touched);
+        let load = |name| self.slots[self.home(real(name))].name.load(Relaxed);
+        std::hint::black_box(names.iter().fold(0, |sum, &name| sum ^ load(name)));
+    }
+
+    /// Runs with the place and the home of each name, some names at a time whose slots were loaded before.
+    #[inline(always)]
+    pub fn each(&self, names: &[u64], mut run: impl FnMut(usize, usize)) {
+        let mut homes = [0; ABREAST];
+        for (chunk, names) in names.chunks(ABREAST).enumerate() {
+            let mut sum = 0;
+            for (home, &name) in homes.iter_mut().zip(names) {
+                *home = self.home(real(name));
+                sum ^= self.slots[*home].name.load(Relaxed);
+            }
+            std::hint::black_box(sum);
+            for (at, &home) in homes[..names.len()].iter().enumerate() {
+                run(chunk * ABREAST + at, home);
+            }
+        }
     }
 
     /// The names that have a word, with it.

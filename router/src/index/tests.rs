@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use base::{Bytes, Generation, Nanos, SplitMix, Tier};
+use base::{Bytes, Generation, SplitMix, Tier};
 use proptest::prelude::*;
 
 use super::*;
@@ -213,18 +213,18 @@ fn every_score_is_the_reference_s_over_many_seeds() {
     (0..seeds).for_each(|seed| churn(seed, 600));
 }
 
-fn one_scope() -> (Index, Scope) {
+pub(super) fn one_scope() -> (Index, Scope) {
     let index = Index::new(IndexConfig::default());
     index.replace(Seat(0), Evicts::LeafFirst);
     (index, Scope::namespace("a", Generation(1)))
 }
 
-fn names(count: u64) -> Vec<u64> {
+pub(super) fn names(count: u64) -> Vec<u64> {
     let mut rng = SplitMix::new(count);
     (0..count).map(|_| rng.next_u64()).collect()
 }
 
-fn score(index: &Index, scope: &Scope, names: &[u64], seat: u16) -> u32 {
+pub(super) fn score(index: &Index, scope: &Scope, names: &[u64], seat: u16) -> u32 {
     let mut matches = Matches::default();
     index.lookup(scope, names, SeatSet::ALL, &mut matches);
     matches.held(Seat(seat)).anywhere()
@@ -367,142 +367,4 @@ fn a_reader_misses_nothing_and_invents_nothing_while_another_writes() {
     }
     writer.join().unwrap();
     index.check(Bytes(0)).unwrap();
-}
-
-mod foreign {
-    use super::*;
-
-    const BLOCK: usize = 4;
-
-    fn tokens(blocks: std::ops::Range<u32>) -> Vec<u32> {
-        blocks.flat_map(|block| (0..BLOCK as u32).map(move |at| block * 10 + at)).collect()
-    }
-
-    fn run<'a>(root: u64, parent: Option<u64>, hashes: &'a [u64], tokens: &'a [u32]) -> ForeignRun<'a> {
-        ForeignRun { root, parent, hashes, tokens, block_tokens: BLOCK }
-    }
-
-    #[test]
-    fn two_engines_with_hashes_of_their_own_meet_in_our_names() {
-        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
-        let (scope, root, tokens) = (Scope::foreign("m", ""), chain.root(b""), tokens(0..50));
-        let mut engines = [0, 1].map(|seat| Translator::new(&index, Seat(seat), chain));
-        let hashes = [names(50), (1..51).collect::<Vec<u64>>()];
-        for (engine, hashes) in engines.iter_mut().zip(&hashes) {
-            engine.replace(&index, Evicts::Anyhow);
-            let first = run(root, None, &hashes[..20], &tokens[..20 * BLOCK]);
-            let rest = run(root, Some(hashes[19]), &hashes[20..], &tokens[20 * BLOCK..]);
-            assert_eq!(engine.stored(&index, &scope, &[Tier::Device], first).unwrap().added, 20);
-            assert_eq!(engine.stored(&index, &scope, &[Tier::Device], rest).unwrap().added, 30);
-        }
-        let mut prompt = Vec::new();
-        chain.names(root, &tokens, BLOCK, &mut prompt);
-        assert_eq!([0, 1].map(|seat| score(&index, &scope, &prompt, seat)), [50, 50]);
-        let told = engines[1].removed(&index, Tier::Device, &[hashes[1][30], 999]);
-        assert_eq!(told, Removed { removed: 1, unknown: 1 });
-        assert_eq!([0, 1].map(|seat| score(&index, &scope, &prompt, seat)), [50, 30]);
-        engines.iter().for_each(|engine| engine.check(&index).unwrap());
-        let others = engines.iter().map(|engine| engine.bytes().0).sum();
-        index.check(Bytes(others)).unwrap();
-        for engine in &mut engines {
-            engine.clear(&index);
-        }
-        assert_eq!(index.view().bytes, Bytes(0));
-    }
-
-    #[test]
-    fn a_hash_keeps_its_meaning_while_any_tier_has_the_block() {
-        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
-        let (scope, root, tokens) = (Scope::foreign("m", "lora"), chain.root(b""), tokens(0..3));
-        let mut engine = Translator::new(&index, Seat(0), chain);
-        let both = [Tier::Device, Tier::Host];
-        let _ = engine.stored(&index, &scope, &both, run(root, None, &[7, 8, 9], &tokens)).unwrap();
-        assert_eq!(engine.removed(&index, Tier::Device, &[9]).removed, 1);
-        assert_eq!(engine.hashes(), 3);
-        assert_eq!(engine.removed(&index, Tier::Host, &[9]).removed, 1);
-        assert_eq!(engine.hashes(), 2);
-        engine.check(&index).unwrap();
-    }
-
-    #[test]
-    fn a_hash_that_means_another_block_drops_the_one_it_meant() {
-        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
-        let (scope, root) = (Scope::foreign("m", ""), chain.root(b""));
-        let mut engine = Translator::new(&index, Seat(0), chain);
-        for first in [0, 5] {
-            let tokens = tokens(first..first + 1);
-            let _ = engine.stored(&index, &scope, &[Tier::Device], run(root, None, &[7], &tokens)).unwrap();
-        }
-        assert_eq!(index.seat(Seat(0)).memberships[0], 1);
-        assert_eq!(score(&index, &scope, &[chain.next(root, &tokens(0..1))], 0), 0);
-    }
-
-    #[test]
-    fn blocks_without_a_name_are_refused_with_a_reason_and_mark_the_seat() {
-        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
-        let (scope, tokens) = (Scope::foreign("m", ""), tokens(0..2));
-        let mut engine = Translator::new(&index, Seat(0), chain);
-        let orphan = engine.stored(&index, &scope, &[Tier::Device], run(0, Some(4), &[5, 6], &tokens));
-        assert_eq!(orphan, Err(Unnamed::UnknownParent { parent: 4, blocks: 2 }));
-        let short = engine.stored(&index, &scope, &[Tier::Device], run(0, None, &[5, 6], &tokens[1..]));
-        assert_eq!(short, Err(Unnamed::TokenCount { blocks: 2, tokens: 7, block_tokens: 4 }));
-        assert!(index.seat(Seat(0)).is_incomplete);
-        assert_eq!(index.view().refused_blocks, 4);
-    }
-}
-
-mod assumed {
-    use super::*;
-
-    fn new(index: &Index, blocks_max: usize) -> Assumed {
-        Assumed::new(index, Seat(0), AssumedConfig { ttl: Nanos(800), blocks_max })
-    }
-
-    #[test]
-    fn what_was_routed_is_held_for_its_lifetime_and_not_longer() {
-        let (index, scope) = one_scope();
-        let mut assumed = new(&index, 1000);
-        let names = names(40);
-        let _ = assumed.routed(&index, &scope, &names, Nanos(0));
-        let _ = assumed.routed(&index, &scope, &names[..10], Nanos(600));
-        assumed.expire(&index, Nanos(699));
-        assert_eq!(score(&index, &scope, &names, 0), 40);
-        assumed.expire(&index, Nanos(800));
-        assert_eq!(score(&index, &scope, &names, 0), 10, "used again at 600");
-        assumed.expire(&index, Nanos(1400));
-        assert_eq!(score(&index, &scope, &names, 0), 0);
-        assert_eq!((assumed.blocks(), index.view().scopes), (0, 0));
-    }
-
-    #[test]
-    fn the_least_recently_used_go_first_and_prompts_stay_whole_beginnings() {
-        let (index, scope) = one_scope();
-        let (mut assumed, mut rng) = (new(&index, 500), SplitMix::new(1));
-        let trunk = names(30);
-        let prompts: Vec<Vec<u64>> =
-            (0..60).map(|_| trunk.iter().copied().chain((0..20).map(|_| rng.next_u64())).collect()).collect();
-        for (now, prompt) in prompts.iter().enumerate() {
-            let stored = assumed.routed(&index, &scope, prompt, Nanos(now as u64));
-            assert_eq!(stored.refused, 0);
-            assumed.check().unwrap();
-            index.check(assumed.bytes()).unwrap();
-            assert!(assumed.blocks() <= 500);
-            assert_eq!(score(&index, &scope, prompt, 0), 50);
-        }
-        assert_eq!(index.audit(&scope, &prompts[0], SeatSet::ALL), SeatSet::EMPTY);
-        assert_eq!(score(&index, &scope, &prompts[0], 0), 30, "the trunk is used by all");
-        assert!(score(&index, &scope, &prompts[50], 0) == 50, "recent ones stay");
-    }
-
-    #[test]
-    fn a_prompt_longer_than_the_bound_is_held_in_part() {
-        let (index, scope) = one_scope();
-        let mut assumed = new(&index, 80);
-        let _ = assumed.routed(&index, &scope, &names(200), Nanos(0));
-        let _ = assumed.routed(&index, &scope, &names(300), Nanos(1));
-        assert!(assumed.blocks() <= 80);
-        assert_eq!(score(&index, &scope, &names(300), 0), 70);
-        assumed.clear(&index);
-        assert_eq!(index.view().bytes, Bytes(0));
-    }
 }

@@ -132,13 +132,11 @@ impl Translator {
             }
             self.names.clear();
             let is_alone = meanings.tiers.count_ones() == 1;
-            for chunk in hashes.chunks(CHUNK) {
-                meanings.map.table().touch(chunk);
-                let mut meaning = |&hash: &u64| match is_alone {
-                    true => meanings.map.take(hash, u64::MAX),
-                    false => meanings.map.table().get(hash),
-                };
-                self.names.extend(chunk.iter().map(&mut meaning).filter(|&name| name != 0));
+            let names = &mut self.names;
+            let mut mean = |name| names.extend((name != 0).then_some(name));
+            match is_alone {
+                true => meanings.map.take_all(hashes, u64::MAX, mean),
+                false => hashes.iter().for_each(|&hash| mean(meanings.map.table().get(hash))),
             }
             removed += index.removed(self.seat, Some(&meanings.scope.family), tier, &self.names).removed;
             if !is_alone {
@@ -149,7 +147,7 @@ impl Translator {
                 break;
             }
         }
-        Removed { removed, unknown: hashes.len() as u32 - removed }
+        Removed { removed, unknown: (hashes.len() as u32).saturating_sub(removed) }
     }
 
     /// As [`Index::clear`].
@@ -195,21 +193,28 @@ impl Meanings {
         names: &[u64],
         budget: &Arc<Budget>,
     ) -> usize {
-        for (chunk, (hashes, names)) in hashes.chunks(CHUNK).zip(names.chunks(CHUNK)).enumerate() {
+        let mut known = 0;
+        for (hashes, names) in hashes.chunks(CHUNK).zip(names.chunks(CHUNK)) {
             self.map.make_room(hashes.len(), budget);
-            self.map.table().touch(hashes);
-            for (at, (&hash, &name)) in hashes.iter().zip(names).enumerate() {
-                match self.map.put(hash, name) {
-                    Ok(old) if old == 0 || old == name => (),
-                    // The engine uses a hash again; the block that it meant is not there any more.
-                    Ok(old) => Tier::ALL.into_iter().for_each(|tier| {
-                        index.removed(seat, Some(&self.scope.family), tier, &[old]);
-                    }),
-                    Err(_) => return chunk * CHUNK + at,
-                }
+            let scope = &self.scope;
+            let done = self.map.put_all(
+                hashes,
+                |at| names[at],
+                |at, old| {
+                    if old != 0 && old != names[at] {
+                        // The engine uses a hash again; the block that it meant is not there any more.
+                        for tier in Tier::ALL {
+                            index.removed(seat, Some(&scope.family), tier, &[old]);
+                        }
+                    }
+                },
+            );
+            known += done;
+            if done < hashes.len() {
+                break;
             }
         }
-        names.len()
+        known
     }
 
     /// Drops hashes of blocks that no tier holds any more.
@@ -222,5 +227,92 @@ impl Meanings {
                 self.map.take(hash, u64::MAX);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::Bytes;
+
+    use super::super::IndexConfig;
+    use super::super::tests::{names, score};
+    use super::*;
+
+    const BLOCK: usize = 4;
+
+    fn tokens(blocks: std::ops::Range<u32>) -> Vec<u32> {
+        blocks.flat_map(|block| (0..BLOCK as u32).map(move |at| block * 10 + at)).collect()
+    }
+
+    fn run<'a>(root: u64, parent: Option<u64>, hashes: &'a [u64], tokens: &'a [u32]) -> ForeignRun<'a> {
+        ForeignRun { root, parent, hashes, tokens, block_tokens: BLOCK }
+    }
+
+    #[test]
+    fn two_engines_with_hashes_of_their_own_meet_in_our_names() {
+        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
+        let (scope, root, tokens) = (Scope::foreign("m", ""), chain.root(b""), tokens(0..50));
+        let mut engines = [0, 1].map(|seat| Translator::new(&index, Seat(seat), chain));
+        let hashes = [names(50), (1..51).collect::<Vec<u64>>()];
+        for (engine, hashes) in engines.iter_mut().zip(&hashes) {
+            engine.replace(&index, Evicts::Anyhow);
+            let first = run(root, None, &hashes[..20], &tokens[..20 * BLOCK]);
+            let rest = run(root, Some(hashes[19]), &hashes[20..], &tokens[20 * BLOCK..]);
+            assert_eq!(engine.stored(&index, &scope, &[Tier::Device], first).unwrap().added, 20);
+            assert_eq!(engine.stored(&index, &scope, &[Tier::Device], rest).unwrap().added, 30);
+        }
+        let mut prompt = Vec::new();
+        chain.names(root, &tokens, BLOCK, &mut prompt);
+        assert_eq!([0, 1].map(|seat| score(&index, &scope, &prompt, seat)), [50, 50]);
+        let told = engines[1].removed(&index, Tier::Device, &[hashes[1][30], 999]);
+        assert_eq!(told, Removed { removed: 1, unknown: 1 });
+        assert_eq!([0, 1].map(|seat| score(&index, &scope, &prompt, seat)), [50, 30]);
+        engines.iter().for_each(|engine| engine.check(&index).unwrap());
+        let others = engines.iter().map(|engine| engine.bytes().0).sum();
+        index.check(Bytes(others)).unwrap();
+        for engine in &mut engines {
+            engine.clear(&index);
+        }
+        assert_eq!(index.view().bytes, Bytes(0));
+    }
+
+    #[test]
+    fn a_hash_keeps_its_meaning_while_any_tier_has_the_block() {
+        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
+        let (scope, root, tokens) = (Scope::foreign("m", "lora"), chain.root(b""), tokens(0..3));
+        let mut engine = Translator::new(&index, Seat(0), chain);
+        let both = [Tier::Device, Tier::Host];
+        let _ = engine.stored(&index, &scope, &both, run(root, None, &[7, 8, 9], &tokens)).unwrap();
+        assert_eq!(engine.removed(&index, Tier::Device, &[9]).removed, 1);
+        assert_eq!(engine.hashes(), 3);
+        assert_eq!(engine.removed(&index, Tier::Host, &[9]).removed, 1);
+        assert_eq!(engine.hashes(), 2);
+        engine.check(&index).unwrap();
+    }
+
+    #[test]
+    fn a_hash_that_means_another_block_drops_the_one_it_meant() {
+        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
+        let (scope, root) = (Scope::foreign("m", ""), chain.root(b""));
+        let mut engine = Translator::new(&index, Seat(0), chain);
+        for first in [0, 5] {
+            let tokens = tokens(first..first + 1);
+            let _ = engine.stored(&index, &scope, &[Tier::Device], run(root, None, &[7], &tokens)).unwrap();
+        }
+        assert_eq!(index.seat(Seat(0)).memberships[0], 1);
+        assert_eq!(score(&index, &scope, &[chain.next(root, &tokens(0..1))], 0), 0);
+    }
+
+    #[test]
+    fn blocks_without_a_name_are_refused_with_a_reason_and_mark_the_seat() {
+        let (index, chain) = (Index::new(IndexConfig::default()), Chain::new(3));
+        let (scope, tokens) = (Scope::foreign("m", ""), tokens(0..2));
+        let mut engine = Translator::new(&index, Seat(0), chain);
+        let orphan = engine.stored(&index, &scope, &[Tier::Device], run(0, Some(4), &[5, 6], &tokens));
+        assert_eq!(orphan, Err(Unnamed::UnknownParent { parent: 4, blocks: 2 }));
+        let short = engine.stored(&index, &scope, &[Tier::Device], run(0, None, &[5, 6], &tokens[1..]));
+        assert_eq!(short, Err(Unnamed::TokenCount { blocks: 2, tokens: 7, block_tokens: 4 }));
+        assert!(index.seat(Seat(0)).is_incomplete);
+        assert_eq!(index.view().refused_blocks, 4);
     }
 }

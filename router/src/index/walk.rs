@@ -49,7 +49,7 @@ impl Walk<'_> {
             let high = (low + step).min(last);
             let still = self.table.get(self.names[high]) & alive;
             if still != alive {
-                self.bisect(low, high, alive & !still);
+                self.narrow(low, high, alive & !still);
             }
             if still == 0 {
                 return;
@@ -59,19 +59,25 @@ impl Walk<'_> {
         self.end(alive, last);
     }
 
-    /// All of `set` hold the name at `low`, none of them the one at `high`.
-    fn bisect(&mut self, mut low: usize, mut high: usize, mut set: u64) {
+    /// All of `set` hold the name at `low`, none of them the one at `high`. Quarters instead of halves: three
+    /// loads that do not wait for each other take the time of one.
+    fn narrow(&mut self, mut low: usize, mut high: usize, mut set: u64) {
         while high - low > 1 {
-            let middle = low.midpoint(high);
-            let still = self.table.get(self.names[middle]) & set;
-            if still == 0 {
-                high = middle;
-                continue;
+            let cuts = [1, 2, 3].map(|quarter| low + (high - low) * quarter / 4);
+            let words = cuts.map(|cut| self.table.get(self.names[cut]));
+            let (mut from, mut left) = (low, set);
+            let bounds = cuts.into_iter().zip(words).chain([(high, 0)]);
+            (low, set) = (high, 0);
+            for (to, word) in bounds {
+                let still = if to == from { left } else { word & left };
+                let ended = left & !still;
+                if ended != 0 && set != 0 {
+                    self.narrow(from, to, ended);
+                } else if ended != 0 {
+                    (low, high, set) = (from, to, ended);
+                }
+                (from, left) = (to, still);
             }
-            if still != set {
-                self.bisect(low, middle, set & !still);
-            }
-            (low, set) = (middle, still);
         }
         self.end(set, low);
     }

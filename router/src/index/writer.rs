@@ -13,15 +13,15 @@ use super::budget::{Budget, Full};
 use super::table::{Table, real};
 
 /// Names per slot after a rebuild, and occupied slots per slot at which it happens, in hundredths. Fuller is
-/// slower, emptier is larger: a name costs from 16 / 0.75 to 16 / 0.50 bytes.
-const FRESH: usize = 50;
-pub(super) const MOST: usize = 75;
+/// slower, emptier is larger: a name costs from 16 / 0.64 to 16 / 0.45 bytes.
+const FRESH: usize = 45;
+const MOST: usize = 64;
 const BRIM: usize = 94;
 /// Below this load of names a table is rebuilt smaller.
 const FEW: usize = 12;
 pub(super) const SLOTS_MIN: usize = 8;
-/// Names that are treated at a time: as many loads as a core keeps in flight.
-pub(super) const CHUNK: usize = 32;
+/// Names for which room is made at a time.
+pub(super) const CHUNK: usize = 128;
 
 pub(super) struct Writer {
     table: Arc<Table>,
@@ -76,23 +76,45 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds bits to a name's word and says what it was.
+    /// Adds bits to each name's word and says what it was. Room has been made.
     #[inline]
-    pub fn set(&mut self, name: u64, bits: u64) -> Result<u64, NoRoom> {
-        self.change(name, |word| word | bits)
+    pub fn set_all(&mut self, names: &[u64], bits: u64, mut was: impl FnMut(Result<u64, NoRoom>)) {
+        let table = self.table.clone();
+        table.each(names, |at, home| was(self.change(&table, home, names[at], |word| word | bits)));
     }
 
-    /// Gives a name this word, which is not 0, and says what it was.
+    /// Gives each name a word, which is not 0, and says what it was, until there is no room.
     #[inline]
-    pub fn put(&mut self, name: u64, word: u64) -> Result<u64, NoRoom> {
-        self.change(name, |_| word)
+    pub fn put_all(
+        &mut self,
+        names: &[u64],
+        word: impl Fn(usize) -> u64,
+        mut was: impl FnMut(usize, u64),
+    ) -> usize {
+        let (table, mut done) = (self.table.clone(), names.len());
+        table.each(names, |at, home| {
+            if at > done {
+                return;
+            }
+            match self.change(&table, home, names[at], |_| word(at)) {
+                Ok(old) => was(at, old),
+                Err(NoRoom) => done = at,
+            }
+        });
+        done
     }
 
     #[inline(always)]
-    fn change(&mut self, name: u64, to: impl Fn(u64) -> u64) -> Result<u64, NoRoom> {
-        let (name, table) = (real(name), &*self.table);
+    fn change(
+        &mut self,
+        table: &Table,
+        home: usize,
+        name: u64,
+        to: impl Fn(u64) -> u64,
+    ) -> Result<u64, NoRoom> {
+        let name = real(name);
         let slots = table.slots();
-        let (mut at, mut free) = (table.home(name), None);
+        let (mut at, mut free) = (home, None);
         loop {
             let slot = &slots[at];
             let seen = slot.name.load(Relaxed);
@@ -128,17 +150,23 @@ impl Writer {
         (self.live + self.dead + 1) * 100 > slots * BRIM || self.live + self.dead + 1 >= slots
     }
 
-    /// Takes bits from a name's word: whether it had any of them.
+    /// Takes bits from each name's word and says what it was.
     #[inline]
-    pub fn unset(&mut self, name: u64, bits: u64) -> bool {
-        self.take(name, bits) & bits != 0
+    pub fn take_all(&mut self, names: &[u64], bits: u64, mut was: impl FnMut(u64)) {
+        let table = self.table.clone();
+        table.each(names, |at, home| was(self.take_at(&table, home, names[at], bits)));
     }
 
-    /// Takes bits from a name's word and says what the word was.
-    #[inline(always)]
+    /// Takes bits from a name's word and says what it was.
     pub fn take(&mut self, name: u64, bits: u64) -> u64 {
-        let (name, slots) = (real(name), self.table.slots());
-        let mut at = self.table.home(name);
+        let table = self.table.clone();
+        self.take_at(&table, table.home(real(name)), name, bits)
+    }
+
+    #[inline(always)]
+    fn take_at(&mut self, table: &Table, home: usize, name: u64, bits: u64) -> u64 {
+        let (name, slots) = (real(name), table.slots());
+        let mut at = home;
         loop {
             let seen = slots[at].name.load(Relaxed);
             if seen == name {
@@ -147,13 +175,13 @@ impl Writer {
             if seen == 0 {
                 return 0;
             }
-            at = self.table.after(at);
+            at = table.after(at);
         }
         let word = slots[at].word.load(Relaxed);
         if word & bits != 0 {
             slots[at].word.store(word & !bits, Release);
             if word & !bits == 0 {
-                self.bury(at);
+                self.bury(table, at);
             }
         }
         word
@@ -162,8 +190,8 @@ impl Writer {
     /// A slot's word has become 0: it is dead, or empty if nothing follows it, and then so are dead ones
     /// before it.
     #[inline(always)]
-    fn bury(&mut self, at: usize) {
-        let (table, slots) = (&*self.table, self.table.slots());
+    fn bury(&mut self, table: &Table, at: usize) {
+        let slots = table.slots();
         self.live -= 1;
         self.dead += 1;
         if slots[table.after(at)].name.load(Relaxed) != 0 {
@@ -179,14 +207,14 @@ impl Writer {
 
     /// Takes bits from every word that `wanted` says yes to; calls `gone` with each name that had any.
     pub fn sweep(&mut self, bits: u64, wanted: impl Fn(u64) -> bool, mut gone: impl FnMut(u64)) {
+        let table = self.table.clone();
         // Backwards, so that what follows a slot has become empty before it.
-        for at in (0..self.table.slots().len()).rev() {
-            let slot = &self.table.slots()[at];
+        for (at, slot) in table.slots().iter().enumerate().rev() {
             let (name, word) = (slot.name.load(Relaxed), slot.word.load(Relaxed));
             if word & bits != 0 && wanted(word) {
                 slot.word.store(word & !bits, Release);
                 if word & !bits == 0 {
-                    self.bury(at);
+                    self.bury(&table, at);
                 }
                 gone(name);
             }
