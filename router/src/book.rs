@@ -229,6 +229,7 @@ impl Book {
             return Err(BookError::RoutersFull { routers: self.remote.len() });
         }
         loads.truncate(Seat::MAX);
+        loads.iter_mut().for_each(|(_, load)| load.sanitize());
         self.remote.insert(router, Remote { sequence, heard: now, loads });
         Ok(())
     }
@@ -273,3 +274,6 @@ impl Book {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,13 @@ pub struct Load {
 }
 
 impl Load {
+    /// What comes from outside may be anything; a decision reckons with times.
+    pub(super) fn sanitize(&mut self) {
+        for value in [&mut self.head_elapsed_ms, &mut self.recent_tokens] {
+            *value = if value.is_finite() { value.max(0.0) } else { 0.0 };
+        }
+    }
+
     pub(super) fn add(&mut self, other: &Load) {
         self.pending_prefill_tokens =
             self.pending_prefill_tokens.saturating_add(other.pending_prefill_tokens);

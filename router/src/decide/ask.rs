@@ -2,6 +2,7 @@
 
 use base::AdapterId;
 
+use super::Hot;
 use crate::{Seat, SeatSet};
 
 /// One request to place.
@@ -15,6 +16,8 @@ pub struct Ask {
     pub adapter: AdapterId,
     /// Where the session's last request went. It may hold more than events say, so it is preferred, softly.
     pub session: Option<Seat>,
+    /// What of its beginning many have, by [`super::Heat`].
+    pub hot: Hot,
     /// Name of the block that [`super::Policy::PrefixHash`] places by.
     pub prefix: u64,
     /// How many requests this router placed before: [`super::Policy::RoundRobin`] goes by it.
@@ -33,6 +36,7 @@ impl Default for Ask {
             output_tokens: 256,
             adapter: AdapterId(0),
             session: None,
+            hot: Hot::default(),
             prefix: 0,
             turn: 0,
             seed: 0,

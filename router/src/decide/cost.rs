@@ -9,28 +9,23 @@ use base::Tier;
 
 use super::{AdapterState, Ask, Score, View, Weights};
 
-/// Prompt tokens that engines compute in one pass: a longer prompt waits for as many steps of those who decode.
-const PASS_TOKENS: f64 = 8192.0;
-/// Passes that a request waits for besides its own: half of the one that runs as it comes, and the one of its first
-/// token.
-const PASSES_BESIDES: f64 = 1.5;
-
-/// The request whole.
-pub(super) fn score(weights: &Weights, ask: &Ask, view: &View) -> Score {
-    let mut score = prefill_half(weights, ask, view);
-    score.decode_ms = decode_ms(weights, ask, view);
+/// The request whole, on one of so many replicas.
+pub(super) fn score(weights: &Weights, ask: &Ask, view: &View, replicas: usize) -> Score {
+    let mut score = prefill_half(weights, ask, view, replicas);
+    score.decode_ms = decode_ms(weights, ask, view, score.prefill_ms);
     score.total_ms += score.decode_ms;
     score
 }
 
 /// Its prompt alone.
-pub(super) fn prefill_half(weights: &Weights, ask: &Ask, view: &View) -> Score {
+pub(super) fn prefill_half(weights: &Weights, ask: &Ask, view: &View, replicas: usize) -> Score {
     let reach = cheapest_reach(ask, view);
-    let queue_ms = queue_ms(weights, view, &reach);
+    let queue_ms = queue_ms(view);
     let other_ms = adapter_ms(view)
         + session_ms(weights, ask, view)
         + pressure_ms(weights, ask, view, f64::from(reach.uncached_tokens))
-        + weights.recent * view.load.recent_tokens * view.rates.prefill_ms_per_token;
+        + weights.recent * view.load.recent_tokens * view.rates.prefill_ms_per_token
+        - shared_ms(ask, view, &reach, replicas);
     Score {
         seat: view.seat,
         held: view.held,
@@ -49,7 +44,7 @@ pub(super) fn decode_half(weights: &Weights, ask: &Ask, view: &View) -> Score {
     let held = view.held.in_tier(Tier::Device);
     let lacks = ask.prompt_tokens.div_ceil(ask.block_tokens.max(1)).saturating_sub(held);
     let restore_ms = f64::from(lacks) * view.rates.transfer_ms_per_block;
-    let decode_ms = decode_ms(weights, ask, view);
+    let decode_ms = decode_ms(weights, ask, view, 0.0);
     let other_ms =
         adapter_ms(view) + pressure_ms(weights, ask, view, f64::from(lacks) * f64::from(ask.block_tokens));
     Score {
@@ -68,8 +63,7 @@ pub(super) fn decode_half(weights: &Weights, ask: &Ask, view: &View) -> Score {
 /// What a prefill takes from those who decode on the same replica: one token each comes that much later, and what of
 /// that exceeds the target was promised not to.
 pub(super) fn stall_ms(weights: &Weights, view: &View, prefill_ms: f64) -> f64 {
-    let decoding = view.load.active.saturating_sub(view.load.pending_prefills);
-    weights.stall * f64::from(decoding) * (prefill_ms - weights.itl_target_ms).max(0.0)
+    weights.stall * decoding(view) * (prefill_ms - weights.itl_target_ms).max(0.0)
 }
 
 /// How the prompt gets into the device's memory.
@@ -111,13 +105,8 @@ fn reach(ask: &Ask, view: &View, blocks: u32, restore_ms: f64) -> Reach {
     Reach { uncached_tokens, prefill_ms, restore_ms }
 }
 
-/// What is in the way of the first token: prefills promised before, and the steps of those who decode.
-fn queue_ms(weights: &Weights, view: &View, reach: &Reach) -> f64 {
-    weights.queue * pending_ms(weights, view) + weights.interference * steps_between_ms(view, reach)
-}
-
 /// Prefills promised before this one, less what has passed since the first of them can have begun.
-fn pending_ms(weights: &Weights, view: &View) -> f64 {
+fn queue_ms(view: &View) -> f64 {
     let load = &view.load;
     if load.pending_prefill_tokens == 0 {
         return 0.0;
@@ -125,31 +114,38 @@ fn pending_ms(weights: &Weights, view: &View) -> f64 {
     let tokens = load.pending_prefill_tokens as f64;
     let each = tokens / f64::from(load.pending_prefills.max(1));
     let all = tokens * view.rates.prefill_marginal_ms(each, 0.0) + view.rates.prefill_fixed_ms;
-    (all - weights.head * load.head_elapsed_ms.min(view.rates.prefill_ms(each, 0.0))).max(0.0)
+    (all - load.head_elapsed_ms.min(view.rates.prefill_ms(each, 0.0))).max(0.0)
 }
 
-/// Engines put a step of decoding into each pass that prefills.
-fn steps_between_ms(view: &View, reach: &Reach) -> f64 {
-    let decoding = view.load.active.saturating_sub(view.load.pending_prefills);
-    if decoding == 0 {
-        return 0.0;
-    }
-    let passes = PASSES_BESIDES + f64::from(reach.uncached_tokens) / PASS_TOKENS;
-    passes * view.rates.decode_step_ms(f64::from(decoding), view.load.resident_tokens as f64)
-}
-
-/// What this request's presence adds to each step, times the steps it is there. Below the target only a
-/// little: nobody reads faster than that. Above it fully.
-fn decode_ms(weights: &Weights, ask: &Ask, view: &View) -> f64 {
+/// What the answer costs beyond the first token. While the target is met that counts little, for nobody reads faster
+/// than it: `decode_below_target` of what all who decode here lose together. What exceeds the target counts fully.
+fn decode_ms(weights: &Weights, ask: &Ask, view: &View, prefill_ms: f64) -> f64 {
     let (active, resident) = (f64::from(view.load.active), view.load.resident_tokens as f64);
-    let own = f64::from(ask.prompt_tokens) + f64::from(ask.output_tokens) / 2.0;
-    let idle = view.rates.decode_step_ms(1.0, own);
-    let after = view.rates.decode_step_ms(active + 1.0, resident + own);
-    let above = (after - weights.itl_target_ms.max(idle)).max(0.0);
-    let below = after - idle - above;
-    let steps = f64::from(ask.output_tokens);
-    steps * (weights.decode_below_target * below + weights.decode_above_target * above)
-        + weights.active_request_ms * active
+    let (steps, own) = (f64::from(ask.output_tokens), own_tokens(ask));
+    let mine_ms = steps * view.rates.decode_growth_ms(active, resident);
+    let shared_steps = (view.load.expected_tokens as f64).min(active * steps);
+    let theirs_ms = shared_steps * view.rates.decode_growth_ms(1.0, own);
+    let stalls_ms = decoding(view) * prefill_ms;
+    let above_ms = steps * above_target_ms(weights, view, own);
+    weights.decode_below_target * (mine_ms + theirs_ms + stalls_ms) + weights.decode_above_target * above_ms
+}
+
+/// How far a step with this request beside the others is beyond the target, or beyond what it takes alone.
+fn above_target_ms(weights: &Weights, view: &View, own: f64) -> f64 {
+    let alone = view.rates.decode_step_ms(1.0, own);
+    let load = &view.load;
+    let beside = view.rates.decode_step_ms(f64::from(load.active) + 1.0, load.resident_tokens as f64 + own);
+    (beside - weights.itl_target_ms.max(alone)).max(0.0)
+}
+
+/// Tokens that the request keeps on the device, on average.
+fn own_tokens(ask: &Ask) -> f64 {
+    f64::from(ask.prompt_tokens) + f64::from(ask.output_tokens) / 2.0
+}
+
+/// Requests that get tokens and would wait for a prefill.
+fn decoding(view: &View) -> f64 {
+    f64::from(view.load.active.saturating_sub(view.load.pending_prefills))
 }
 
 fn adapter_ms(view: &View) -> f64 {
@@ -161,6 +157,19 @@ fn adapter_ms(view: &View) -> f64 {
 
 fn session_ms(weights: &Weights, ask: &Ask, view: &View) -> f64 {
     if ask.session == Some(view.seat) { -weights.session_ms } else { 0.0 }
+}
+
+/// What others will have of this prefill: the part of its beginning that many ask for, less this request's share
+/// of it. So a prompt that all have is soon on all replicas, and one that nobody else has is where it was.
+fn shared_ms(ask: &Ask, view: &View, reach: &Reach, replicas: usize) -> f64 {
+    let cached = ask.prompt_tokens - reach.uncached_tokens;
+    let hot = ask.hot.blocks.saturating_mul(ask.block_tokens).min(ask.prompt_tokens);
+    if hot <= cached {
+        return 0.0;
+    }
+    let rest_ms = view.rates.prefill_ms(f64::from(ask.prompt_tokens - hot), f64::from(hot));
+    let uses = ask.hot.uses / replicas.max(1) as f64;
+    (reach.prefill_ms - rest_ms).max(0.0) * uses / (1.0 + uses)
 }
 
 /// Computing again what would have to go for this request. Pages that running requests hold do not go: where

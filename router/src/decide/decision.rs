@@ -36,7 +36,8 @@ pub struct Score {
     pub queue_ms: f64,
     /// Decoding: what it slows down, weighed by whether the target for inter-token latency is still met.
     pub decode_ms: f64,
-    /// The rest: adapter, memory pressure, recent work, session (negative where the session was here).
+    /// The rest: adapter, memory pressure, recent work; less what others will have of the prefill, and less what the
+    /// session's last replica is preferred by.
     pub other_ms: f64,
     pub total_ms: f64,
 }

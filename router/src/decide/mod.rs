@@ -12,12 +12,14 @@
 mod ask;
 mod cost;
 mod decision;
+mod heat;
 mod pair;
 mod policy;
 mod view;
 
 pub use ask::Ask;
 pub use decision::{Decision, NoReplica, Score, Why};
+pub use heat::{Heat, Hot};
 pub use pair::{Placement, place};
 pub use policy::{Policy, Weights};
 pub use view::{AdapterState, Pages, View};
@@ -31,8 +33,11 @@ use crate::{Seat, SeatSet};
 pub fn decide(policy: &Policy, ask: &Ask, views: &[View]) -> Result<Decision, NoReplica> {
     let able = able(ask, views, Role::serves_whole)?;
     let weights = policy.weights();
-    let scores: Vec<Score> =
-        views.iter().filter(|v| able.has(v.seat)).map(|v| cost::score(&weights, ask, v)).collect();
+    let scores: Vec<Score> = views
+        .iter()
+        .filter(|v| able.has(v.seat))
+        .map(|v| cost::score(&weights, ask, v, able.len()))
+        .collect();
     let (chosen, why) = choose(policy, ask, views, &scores);
     Ok(Decision { chosen, scores, why })
 }
@@ -122,3 +127,8 @@ fn highest_weight(prefix: u64, scores: &[Score]) -> Seat {
     let weight = |seat: Seat| CounterRng::new(prefix).words(u64::from(seat.0), 0);
     scores.iter().max_by_key(|s| weight(s.seat)).expect("somebody is able").seat
 }
+
+#[cfg(test)]
+mod fluid;
+#[cfg(test)]
+mod tests;

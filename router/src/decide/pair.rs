@@ -63,15 +63,13 @@ fn pair(policy: &Policy, ask: &Ask, views: &[View]) -> Option<Pair> {
     let weights = policy.weights();
     let decoders = able(ask, views, Role::serves_decode).ok()?;
     let prefillers = able(ask, views, Role::serves_prefill).ok()?;
-    let alone = decoders == prefillers && decoders.len() == 1;
-    if alone {
-        return None;
-    }
     // The only prefiller cannot decode as well.
     let decoders = if prefillers.len() == 1 { SeatSet(decoders.0 & !prefillers.0) } else { decoders };
     let decode = half(policy, ask, views, decoders, |view| cost::decode_half(&weights, ask, view))?;
     let prefillers = prefillers.without(decode.chosen);
-    let prefill = half(policy, ask, views, prefillers, |view| cost::prefill_half(&weights, ask, view))?;
+    let count = prefillers.len();
+    let prefill =
+        half(policy, ask, views, prefillers, |view| cost::prefill_half(&weights, ask, view, count))?;
     let transfer_ms = decode.score().restore_ms;
     let total_ms = prefill.score().total_ms + decode.score().total_ms;
     Some(Pair { prefill, decode, transfer_ms, total_ms })

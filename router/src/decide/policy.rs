@@ -62,16 +62,13 @@ impl Policy {
 pub struct Weights {
     /// Inter-token latency that was promised. Below it, a slower step hardly counts.
     pub itl_target_ms: f64,
-    /// Of decoding's slowdown while the target is met.
+    /// Of decoding's slowdown while the target is met: this request's, that of those it joins, and what its prefill
+    /// stalls. The exchange rate of first tokens and whole answers: raise it for throughput of answers.
     pub decode_below_target: f64,
-    /// … and of what exceeds it.
+    /// Of what exceeds the target.
     pub decode_above_target: f64,
-    pub queue: f64,
-    pub head: f64,
-    pub interference: f64,
+    /// Of prefill given to a replica of late: work evens out even where nobody waits.
     pub recent: f64,
-    /// Per active request: each is a chance that something is in the way.
-    pub active_request_ms: f64,
     /// Of what a prefill takes from those who decode beside it beyond the target. Weighs a pair against one replica.
     pub stall: f64,
     /// Of computing again what this request would push out of the cache.
@@ -86,15 +83,11 @@ impl Default for Weights {
     fn default() -> Self {
         Self {
             itl_target_ms: 50.0,
-            decode_below_target: 0.02,
+            decode_below_target: 0.04,
             decode_above_target: 1.0,
-            queue: 1.0,
-            head: 1.0,
-            interference: 0.0,
-            recent: 0.0,
-            active_request_ms: 2.5,
+            recent: 0.01,
             stall: 0.1,
-            eviction: 0.05,
+            eviction: 0.02,
             session_ms: 5.0,
             tie_ms: 1e-6,
         }

@@ -60,10 +60,11 @@ impl Learner {
 
     /// Prefills that had the replica to themselves.
     pub fn prefill_span(&mut self, span: &PrefillSpan) {
-        if span.tokens == 0 || !usable(span.ms) {
+        let row = prefill_span_row(span);
+        if span.tokens == 0 || span.requests == 0 || !usable(span.ms) || !sizes(row) {
             return;
         }
-        let [fixed, token, context] = self.prefill.learn(prefill_span_row(span), span.ms);
+        let [fixed, token, context] = self.prefill.learn(row, span.ms);
         self.rates.prefill_fixed_ms = fixed;
         self.rates.prefill_ms_per_token = token;
         self.rates.prefill_ms_per_token_context = context;
@@ -81,12 +82,11 @@ impl Learner {
 
     /// A step that gave one token to each of `sequences`.
     pub fn decode(&mut self, sequences: f64, resident_tokens: f64, ms: f64) {
-        let sensible =
-            sequences.is_finite() && sequences > 0.0 && resident_tokens.is_finite() && resident_tokens >= 0.0;
-        if !sensible || !usable(ms) {
+        let row = [1.0, sequences, resident_tokens];
+        if sequences <= 0.0 || !usable(ms) || !sizes(row) {
             return;
         }
-        let [fixed, sequence, resident] = self.decode.learn([1.0, sequences, resident_tokens], ms);
+        let [fixed, sequence, resident] = self.decode.learn(row, ms);
         self.rates.decode_fixed_ms = fixed;
         self.rates.decode_ms_per_sequence = sequence;
         self.rates.decode_ms_per_resident_token = resident;
@@ -117,6 +117,11 @@ impl Learner {
 
 fn usable(ms: f64) -> bool {
     ms.is_finite() && ms > 0.0 && ms < 3.6e6
+}
+
+/// Counts of tokens and sequences, and none that only an error can be.
+fn sizes(row: [f64; 3]) -> bool {
+    row.iter().all(|v| v.is_finite() && (0.0..1e15).contains(v))
 }
 
 /// By the square of what was predicted: a short prompt's error counts like a long one's.

@@ -160,3 +160,6 @@ impl Fleet {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,9 +60,12 @@ impl Rates {
 
     /// One token for each of `sequences`, which look back at `resident_tokens` together.
     pub fn decode_step_ms(&self, sequences: f64, resident_tokens: f64) -> f64 {
-        self.decode_fixed_ms
-            + self.decode_ms_per_sequence * sequences
-            + self.decode_ms_per_resident_token * resident_tokens
+        self.decode_fixed_ms + self.decode_growth_ms(sequences, resident_tokens)
+    }
+
+    /// What of that the sequences and their tokens cause.
+    pub fn decode_growth_ms(&self, sequences: f64, resident_tokens: f64) -> f64 {
+        self.decode_ms_per_sequence * sequences + self.decode_ms_per_resident_token * resident_tokens
     }
 
     /// The same for a replica that takes so many times as long.
