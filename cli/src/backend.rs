@@ -102,6 +102,9 @@ fn refused(error: &GpuError) -> Failure {
         GpuError::NoKernels { .. } => failure.hint(
             "install NVRTC (libnvrtc.so.13), name a folder of kernels with --cuda-kernels, or use --executor cpu",
         ),
+        GpuError::OtherSources { .. } | GpuError::Folder { .. } => failure.hint(
+            "--cuda-kernels names a folder that `scripts/cuda-check --out` made of the sources of this version",
+        ),
         GpuError::Compile { .. } | GpuError::Call { .. } => failure.hint("--executor cpu works without a GPU"),
     }
 }

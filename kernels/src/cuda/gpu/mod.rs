@@ -52,6 +52,10 @@ pub enum GpuError {
          compiled here: {why}"
     )]
     NoKernels { device: String, target: String, why: String },
+    #[error("{file} was built from other kernel sources than this binary's, which wants {wanted}")]
+    OtherSources { file: PathBuf, wanted: String },
+    #[error("cannot read the folder of kernels {folder}: {why}")]
+    Folder { folder: PathBuf, why: std::io::Error },
     #[error("the kernels of {unit} do not compile for {target}:\n{log}")]
     Compile { unit: &'static str, target: String, log: String },
 }
@@ -64,6 +68,8 @@ impl GpuError {
             GpuError::TooOld { .. } => "too_old",
             GpuError::Call { .. } => "call",
             GpuError::NoKernels { .. } => "no_kernels",
+            GpuError::OtherSources { .. } => "other_sources",
+            GpuError::Folder { .. } => "folder",
             GpuError::Compile { .. } => "compile",
         }
     }
@@ -78,9 +84,9 @@ pub struct GpuOptions {
     pub index: u32,
     /// Where compiled kernels are kept; `None` = nowhere.
     pub cache: Option<PathBuf>,
-    /// A folder of kernels that were compiled beforehand, `UNIT.sm_XX.cubin`.
+    /// A folder of kernels that were compiled beforehand, `UNIT.sm_XX.HASH.cubin`.
     pub cubins: Option<PathBuf>,
-    /// Load what only checks of the device use as well.
+    /// Load also what no server on this device launches.
     pub with_checks: bool,
 }
 
