@@ -79,7 +79,7 @@ fn cuda(options: &GpuOptions) -> Result<Opened, GpuError> {
         device.arch.target(),
         device.driver,
     );
-    let sharing = (options.cascade == Cascade::On).then(SharingRule::default);
+    let sharing = (options.cascade == Cascade::On).then(|| SharingRule::of_device(&device.name));
     let options = CudaOptions { determinism, graphs: options.graphs == Graphs::On, sharing };
     Ok(Opened { backend: Box::new(CudaBackend::new(Box::new(gpu), options)), what, kind: Kind::Cuda })
 }

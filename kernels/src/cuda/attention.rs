@@ -11,7 +11,7 @@ use super::params::attend::{
     AttendArgs, AttendItem, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth,
 };
 use super::params::merge::{MergeParams, MergeRow};
-use super::prefix_groups::{PrefixGroups, SharingRule};
+use super::prefix_groups::{PrefixGroups, SharedLayer, SharingRule};
 use super::step::StepArrays;
 use crate::{AttentionShape, KernelError, KvShape, Precision, StepLimits};
 
@@ -50,6 +50,8 @@ pub(super) struct Attention {
     part_ml: DevicePtr,
     limits: AttendLimits,
     rule: Option<SharingRule>,
+    /// Of keys and values in one layer.
+    token_bytes: u64,
     map: Option<TensorMap>,
 }
 
@@ -75,6 +77,7 @@ impl Attention {
             part_ml: driver.alloc(states * limits.heads * 8, "attention states")?,
             limits: limits_of,
             rule,
+            token_bytes: (kv.page_bytes() / (kv.layers * kv.page_tokens)) as u64,
             map: None,
         };
         for _ in 0..SHAPES {
@@ -136,7 +139,12 @@ impl Attention {
         };
         let groups = match self.rule {
             Some(rule) if shape.window.is_none() => {
-                PrefixGroups::find(&step.batch(), page_tokens, geometry.group, rule)
+                let layer = SharedLayer {
+                    group: geometry.group,
+                    kv_heads: geometry.kv_heads,
+                    token_bytes: self.token_bytes,
+                };
+                PrefixGroups::find(&step.batch(), page_tokens, layer, rule)
             }
             _ => PrefixGroups::default(),
         };

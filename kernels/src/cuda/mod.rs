@@ -22,6 +22,7 @@ pub mod prefix_groups;
 mod replay;
 mod rope;
 mod sampling;
+pub mod sharing;
 pub mod source;
 mod step;
 mod weights;
