@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use base::{Clock, Generation, NamespaceId, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use transfer::{Journal, PageTier, TierIoStats};
 
 use crate::events::EventHub;
@@ -155,6 +155,8 @@ pub enum Health {
     Draining,
     /// The executor failed and is being restarted, or steps make no progress.
     Unhealthy,
+    /// The executor or its device will not come back in this process.
+    Lost,
 }
 
 #[derive(Clone)]
@@ -175,6 +177,8 @@ struct Shared {
     generations: Mutex<BTreeMap<NamespaceId, Generations>>,
     journal: Option<Arc<Journal>>,
     cold: Vec<Arc<dyn PageTier>>,
+    /// Why the executor will not come back.
+    lost: watch::Receiver<Option<String>>,
 }
 
 impl Engine {
@@ -232,7 +236,9 @@ impl Engine {
         let generations = namespaces
             .iter()
             .map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
+        let (loss, lost) = watch::channel(None);
         let shared = Shared {
+            lost,
             names: names.into(),
             generations: Mutex::new(generations.collect()),
             inbox: inbox.clone(),
@@ -245,7 +251,7 @@ impl Engine {
             cold: shelf.storage.as_ref().map(Storage::cold).unwrap_or_default(),
             keys: keys.map(|keys| Arc::new(Mutex::new(keys))),
         };
-        let thread = driver::spawn(executor, config, shelf, clock, stats, inbox, outbox)?;
+        let thread = driver::spawn(executor, config, shelf, clock, stats, (inbox, outbox), loss)?;
         Ok((Engine { shared: Arc::new(shared) }, thread))
     }
 
@@ -279,6 +285,7 @@ impl Engine {
             Health::Ready => request.check(&self.shared.shape),
             Health::Draining => Err(Refusal::Draining),
             Health::Unhealthy => Err(Refusal::Engine("the executor is restarting".into())),
+            Health::Lost => Err(Refusal::Engine("the executor is lost".into())),
         }
     }
 
@@ -289,6 +296,16 @@ impl Engine {
 
     pub fn health(&self) -> Health {
         self.shared.stats.health()
+    }
+
+    /// Waits until the executor is lost for good; with the reason. Never returns if that does not happen.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.shared.lost.clone();
+        match lost.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The scheduler has ended in another way.
+            _ => std::future::pending().await,
+        }
     }
 
     pub fn stats(&self) -> &EngineStats {
@@ -385,7 +402,7 @@ impl Engine {
     }
 }
 
-type Mailbox = (SyncSender<Message>, Receiver<Message>);
+pub(crate) type Mailbox = (SyncSender<Message>, Receiver<Message>);
 
 /// Room for every admitted request's submit and abort, for the steps in flight, and for answers of tiers.
 fn mailbox(config: &SchedulerConfig) -> Mailbox {

@@ -4,6 +4,8 @@
 mod api;
 mod bad_models;
 mod cuda;
+mod cuda_lost;
+mod cuda_memory;
 mod engine;
 mod executor;
 mod gguf;
