@@ -21,7 +21,7 @@ use runtime::executor::threaded::ThreadedExecutor;
 use runtime::executor::{self, Executor};
 use runtime::files::ModelFiles;
 use runtime::model::{
-    self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, WeightChoice,
+    self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, Progress, WeightChoice,
 };
 use runtime::scheduler::SchedulerConfig;
 use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
@@ -261,12 +261,10 @@ impl Launch {
             (_, engine) => engine,
         };
         let Opened { backend, what, kind } = backend::open(engine, self.model.threads, &self.gpu)?;
-        let before = backend.free_bytes().map(base::Bytes).or_else(model::available);
-        let loaded = model::load(files, &self.load_options(kind), backend, &mut LoadProgress::new())
-            .map_err(|e| refused(&e))?;
-        // A plan that cannot be shown does not stop the start.
-        let _ = out.write_all(plan(&loaded.memory, before, &what).as_bytes());
-        let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
+        let mut told = Told { bar: LoadProgress::new(), out, compute: &what };
+        let loaded =
+            model::load(files, &self.load_options(kind), backend, &mut told).map_err(|e| refused(&e))?;
+        let executor = executor::model::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
         Ok((Box::new(executor), text))
     }
 
@@ -397,6 +395,9 @@ fn refused(error: &ModelError) -> Failure {
         ModelError::Memory { .. } => {
             failure.hint("less: --quantize q8 or q4, --max-model-len, --max-num-batched-tokens, --kv-memory")
         }
+        ModelError::Device { .. } => {
+            failure.hint("nothing was taken of the GPU; --executor cpu works without it")
+        }
         ModelError::Damaged { .. } | ModelError::ShardMissing { .. } | ModelError::TensorMissing { .. } => {
             failure.hint("fetch the model's files again")
         }
@@ -404,17 +405,37 @@ fn refused(error: &ModelError) -> Failure {
     }
 }
 
-/// What takes memory, and what is left of what was free `before`: KV pages are touched only when used, so
-/// asking now would count them as free.
-fn plan(memory: &MemoryPlan, before: Option<base::Bytes>, compute: &str) -> String {
-    let left = before.map(|free| base::Bytes(free.0.saturating_sub(memory.total().0)));
-    let left = left.map_or_else(|| "unknown".into(), |b| b.to_string());
+/// Who watches a load: a bar for the weights, and the plan of the memory as soon as there is one.
+struct Told<'a> {
+    bar: LoadProgress,
+    out: &'a mut dyn Write,
+    compute: &'a str,
+}
+
+impl Progress for Told<'_> {
+    fn advance(&mut self, done: u64, total: u64) {
+        self.bar.advance(done, total);
+    }
+    fn planned(&mut self, memory: &MemoryPlan) {
+        // A plan that cannot be shown does not stop the start.
+        let _ = self.out.write_all(plan(memory, self.compute).as_bytes());
+    }
+}
+
+/// What takes memory, and what is left.
+fn plan(memory: &MemoryPlan, compute: &str) -> String {
+    let left = memory.headroom.map_or_else(|| "unknown".into(), |b| b.to_string());
+    let reserve = match memory.reserve.0 {
+        0 => String::new(),
+        _ => format!("\x20 reserve     {} for recordings and libraries\n", memory.reserve),
+    };
     format!(
         "compute:      {compute}\n\
          memory:       {}\n\
          \x20 weights     {}\n\
          \x20 KV pages    {} ({} pages of {} tokens, {} tokens in all)\n\
          \x20 buffers     {}\n\
+         {reserve}\
          \x20 headroom    {left}\n",
         memory.total(),
         memory.weights,

@@ -16,7 +16,7 @@ use runtime::events::EventHub;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::flags::EngineFlags;
 use crate::launch::{Launch, Replica, Source};
 use crate::listen::url;
@@ -75,6 +75,13 @@ async fn serve(
     say(&format!("ready: {}{grpc_url}", url(address)));
     let name = tokio::select! {
         name = signals.next() => name,
+        reason = engine.lost() => {
+            // Those who wait hear why; what was being copied to lower tiers gets there. Both are bounded.
+            let _ = stop.send(true);
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            let _ = server.await;
+            return Err(lost(&reason));
+        }
         ended = &mut server => {
             ended.map_err(|e| Failure::failed(format!("the server ended: {e}")))??;
             return Err(Failure::failed("the server ended by itself"));
@@ -111,6 +118,11 @@ async fn both(
     let grpc = runtime::rpc::serve(TcpListener::from_std(grpc)?, app, until(stopped));
     let (http, grpc) = tokio::try_join!(http, grpc)?;
     Ok(Drained { finished: http.finished + grpc.finished, cut: http.cut + grpc.cut })
+}
+
+fn lost(reason: &str) -> Failure {
+    Failure::new(Exit::Lost, format!("the executor is lost: {reason}"))
+        .hint("start the server again; a GPU that keeps failing shows in `nvidia-smi -q` and the kernel's log (Xid)")
 }
 
 /// Loads on a thread of its own: reading weights blocks, and `/health` must answer meanwhile.

@@ -21,7 +21,7 @@ use crate::admission::{
 };
 use crate::book::{Book, BookLimits, Reservation};
 use crate::breaker::{Answer, BreakerConfig, Breakers, Permit};
-use crate::decide::{AdapterState, Ask, Decision, NoReplica, Policy, View, decide};
+use crate::decide::{AdapterState, Ask, Decision, Heat, NoReplica, Policy, View, decide};
 use crate::fleet::{Fleet, FleetFull, FleetLimits, Rates, Readiness, Seating};
 use crate::index::Matches;
 use crate::retry::{Attempt, RetryBudget, RetryConfig, RetryVerdict, Sent};
@@ -73,6 +73,7 @@ pub struct Desk {
     fleet: Fleet,
     breakers: Breakers,
     retries: RetryBudget,
+    heat: Heat,
     views: Vec<View>,
     seed: u64,
     turn: u64,
@@ -89,6 +90,7 @@ impl Desk {
             fleet: Fleet::new(config.fleet, config.prior),
             breakers: Breakers::new(config.breaker, config.seed).expect("checked with the settings"),
             retries: RetryBudget::new(config.retry),
+            heat: Heat::default(),
             views: Vec::new(),
             seed: config.seed,
             turn: 0,
@@ -150,14 +152,16 @@ impl Desk {
     pub fn place(
         &mut self,
         ticket: Ticket,
-        ask: &Ask,
+        ask: &mut Ask,
         matches: &Matches,
+        names: &[u64],
         now: Nanos,
     ) -> Result<Placed, NotPlaced> {
         if self.admission.started(now, ticket).is_ok_and(|start| start == Start::TooLate) {
             return Err(NotPlaced::TooLate);
         }
         self.retries.request();
+        ask.hot = self.heat.note(names, now);
         self.choose(ticket, ask, matches, now)
     }
 
@@ -198,7 +202,9 @@ impl Desk {
 
     /// The first byte of an answer is here: the prompt has been computed.
     pub fn first_byte(&mut self, ticket: Ticket, now: Nanos) {
-        self.book.prefill_done(ticket, now);
+        if let Some(span) = self.book.prefill_done(ticket, now).span() {
+            self.fleet.speeds_mut().prefilled(&span);
+        }
     }
 
     pub fn grew(&mut self, ticket: Ticket, tokens: u32, now: Nanos) {
@@ -212,7 +218,9 @@ impl Desk {
 
     /// A request that was admitted has ended.
     pub fn end(&mut self, ticket: Ticket, work: Work, completion: Completion, now: Nanos) {
-        self.book.free(ticket, now);
+        if let Some(span) = self.book.free(ticket, now).span() {
+            self.fleet.speeds_mut().decoded(&span);
+        }
         // One that timed out before it started has ended already.
         let _ = self.admission.finished(ticket, work, completion);
     }

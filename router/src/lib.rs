@@ -19,6 +19,7 @@ pub mod desk;
 pub mod drain;
 pub mod events;
 pub mod fleet;
+pub mod follow;
 pub mod gossip;
 pub mod ids;
 pub mod index;

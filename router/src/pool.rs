@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use base::{Clock, Nanos};
+use base::{Clock, Generation, Nanos};
+use proto::v1::LoadRecord;
 use tokio::sync::{Notify, oneshot};
 
 use crate::admission::{Cancel, Class, Completion, Outcome, Reason as Why, Tenant, Verdict, Work};
@@ -18,9 +19,11 @@ use crate::fleet::{FleetFull, Readiness, Seating};
 use crate::index::{Assumed, AssumedConfig, Index, Matches, Scope};
 use crate::placement::{Admitted, Ending, Placement};
 use crate::proxy::metrics::Metrics;
+use crate::proxy::naming::Naming;
 use crate::proxy::refusal::{Reason, Refusal};
 use crate::proxy::upstream::{Upstream, lock};
 use crate::replica::Replica;
+use crate::source::State;
 use crate::{Seat, SeatSet, Ticket};
 
 /// What a replica that tells nothing is assumed to keep, and for how long.
@@ -50,6 +53,9 @@ pub struct Pool {
     index: Index,
     assumed: Mutex<Vec<Option<Assumed>>>,
     replicas: RwLock<Vec<Option<Arc<Replica>>>>,
+    naming: Naming,
+    /// How far each replica's events can be believed.
+    sources: Mutex<[State; Seat::MAX]>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     /// A deadline is nearer than the next tick.
@@ -82,6 +88,8 @@ impl Pool {
             index,
             assumed: Mutex::new((0..Seat::MAX).map(|_| None).collect()),
             replicas: RwLock::new(vec![None; Seat::MAX]),
+            naming: Naming::default(),
+            sources: Mutex::new([State::Cold; Seat::MAX]),
             clock,
             metrics,
             sooner: Notify::new(),
@@ -125,6 +133,37 @@ impl Pool {
         replica.lose()
     }
 
+    /// A replica's events are followed from now on: what it holds is known and need not be assumed.
+    pub fn followed(&self, seat: Seat) {
+        lock(&self.assumed)[seat.index()] = None;
+    }
+
+    /// A replica told its load.
+    pub fn told_load(&self, seat: Seat, load: LoadRecord) {
+        let now = self.clock.now();
+        let mut counter = self.desk();
+        counter.desk.observe(seat, load, now);
+        counter.settle(now);
+    }
+
+    /// A replica's events can be believed so far.
+    pub fn source_is(&self, seat: Seat, state: State) {
+        lock(&self.sources)[seat.index()] = state;
+    }
+
+    pub fn source(&self, seat: Seat) -> State {
+        lock(&self.sources)[seat.index()]
+    }
+
+    /// Nothing of a namespace up to a generation is named any more.
+    pub fn purged(&self, namespace: &str, up_to: Generation) {
+        self.naming.purged(namespace, up_to);
+    }
+
+    pub fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
     /// Waits to be admitted, then chooses.
     pub async fn place(self: &Arc<Self>, wanted: Wanted<'_>) -> Result<Placement, Refusal> {
         let arrived = self.clock.now();
@@ -139,8 +178,8 @@ impl Pool {
             // What is cached where has changed while it waited.
             self.index.lookup(wanted.scope, wanted.names, wanted.among, &mut matches);
         }
-        let admitted = Admitted::new(Arc::clone(self), ticket, ask, matches, (arrived, wanted.deadline));
-        match self.choose(&admitted, &wanted) {
+        let mut admitted = Admitted::new(Arc::clone(self), ticket, ask, matches, (arrived, wanted.deadline));
+        match self.choose(&mut admitted, &wanted) {
             Ok((placed, replica)) => Ok(admitted.at(placed, replica)),
             Err(refusal) => {
                 admitted.finish(Ending::NoReplica);
@@ -165,11 +204,15 @@ impl Pool {
         }
     }
 
-    fn choose(&self, admitted: &Admitted, wanted: &Wanted<'_>) -> Result<(Placed, Arc<Replica>), Refusal> {
+    fn choose(
+        &self,
+        admitted: &mut Admitted,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Placed, Arc<Replica>), Refusal> {
         let now = self.clock.now();
         let placed = {
             let desk = &mut self.desk().desk;
-            let placed = desk.place(admitted.ticket, &admitted.ask, &admitted.matches, now);
+            let placed = desk.place(admitted.ticket, &mut admitted.ask, &admitted.matches, wanted.names, now);
             placed.map_err(|why| not_placed(why, desk.soonest(now)))?
         };
         let seat = placed.decision.chosen;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use base::{AdapterId, ChainHash, ChainRoot, Clock, Generation, NamespaceId, NamespaceKey, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use transfer::{Journal, PageTier, TierIoStats};
 
 use crate::events::EventHub;
@@ -179,6 +179,8 @@ pub enum Health {
     Draining,
     /// The executor failed and is being restarted, or steps make no progress.
     Unhealthy,
+    /// The executor or its device will not come back in this process.
+    Lost,
 }
 
 #[derive(Clone)]
@@ -200,6 +202,8 @@ struct Shared {
     generations: Mutex<BTreeMap<NamespaceId, Generations>>,
     journal: Option<Arc<Journal>>,
     cold: Vec<Arc<dyn PageTier>>,
+    /// Why the executor will not come back.
+    lost: watch::Receiver<Option<String>>,
 }
 
 impl Engine {
@@ -262,7 +266,9 @@ impl Engine {
         if naming.is_empty() {
             naming.insert(NamespaceId(0), (config.namespace_key.clone(), Retention::Keep));
         }
+        let (loss, lost) = watch::channel(None);
         let shared = Shared {
+            lost,
             names: names.into(),
             naming,
             generations: Mutex::new(generations.collect()),
@@ -276,7 +282,7 @@ impl Engine {
             cold: shelf.storage.as_ref().map(Storage::cold).unwrap_or_default(),
             keys: keys.map(|keys| Arc::new(Mutex::new(keys))),
         };
-        let thread = driver::spawn(executor, config, shelf, clock, stats, inbox, outbox)?;
+        let thread = driver::spawn(executor, config, shelf, clock, stats, (inbox, outbox), loss)?;
         Ok((Engine { shared: Arc::new(shared) }, thread))
     }
 
@@ -310,6 +316,7 @@ impl Engine {
             Health::Ready => request.check(&self.shared.shape),
             Health::Draining => Err(Refusal::Draining),
             Health::Unhealthy => Err(Refusal::Engine("the executor is restarting".into())),
+            Health::Lost => Err(Refusal::Engine("the executor is lost".into())),
         }
     }
 
@@ -320,6 +327,16 @@ impl Engine {
 
     pub fn health(&self) -> Health {
         self.shared.stats.health()
+    }
+
+    /// Waits until the executor is lost for good; with the reason. Never returns if that does not happen.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.shared.lost.clone();
+        match lost.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The scheduler has ended in another way.
+            _ => std::future::pending().await,
+        }
     }
 
     pub fn stats(&self) -> &EngineStats {
@@ -429,7 +446,7 @@ impl Engine {
     }
 }
 
-type Mailbox = (SyncSender<Message>, Receiver<Message>);
+pub(crate) type Mailbox = (SyncSender<Message>, Receiver<Message>);
 
 /// Room for every admitted request's submit and abort, for the steps in flight, and for answers of tiers.
 fn mailbox(config: &SchedulerConfig) -> Mailbox {

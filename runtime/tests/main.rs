@@ -7,6 +7,8 @@ extern crate router as quire_router;
 mod api;
 mod bad_models;
 mod cuda;
+mod cuda_lost;
+mod cuda_memory;
 mod engine;
 mod executor;
 mod gguf;

@@ -188,7 +188,9 @@ impl Exchange {
             true => Bytes::from_static(b"{}"),
             false => Bytes::copy_from_slice(&self.body),
         };
-        let (pool, prompt) = look(&router, &body)?;
+        let credential = self.headers.get("authorization").and_then(|value| value.split_once(' '));
+        let credential = credential.map_or("", |(_, key)| key.trim());
+        let (pool, prompt) = look(&router, &body, credential).await?;
         let among = self.among(&pool)?;
         let mut wanted = prompt.wanted(&router, &body, &asked);
         wanted.among = among;

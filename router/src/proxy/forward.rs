@@ -18,9 +18,10 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
-use web::KeyDigest;
+use web::{KeyDigest, bearer};
 
 use super::body::{AnswerBody, Watched};
+use super::exact::Named;
 use super::refusal::{Reason, Refusal};
 use super::router::Router;
 use super::sniff::{Face, Sniffed};
@@ -37,6 +38,8 @@ use crate::pool::{Pool, Wanted};
 const WHOLE_BYTES_MAX: u64 = 256 << 10;
 /// Tokens that an answer is taken for at most: a bound is a wish, not a prediction.
 const ANSWER_TOKENS_MAX: u32 = 4096;
+/// Choices that are taken for sequences of their own.
+const CHOICES_MAX: u32 = 128;
 /// Of the class that a request belongs to.
 pub const CLASS_HEADER: &str = "x-quire-class";
 /// Milliseconds after which the request need not be started any more.
@@ -75,8 +78,10 @@ async fn try_forward(
     let (head, body) = request.into_parts();
     let body = read(router, &head.headers, body).await?;
     let asked = Asked::of(router, &head.headers, tenant)?;
-    let placement = place(router, &body, &asked).await?;
-    let outgoing = Outgoing { router, uri: head.uri, headers: upstream_headers(router, head.headers), body };
+    let headers = upstream_headers(router, head.headers);
+    let (pool, prompt) = look(router, &body, bearer(&headers).unwrap_or_default()).await?;
+    let placement = pool.place(prompt.wanted(router, &body, &asked)).await?;
+    let outgoing = Outgoing { router, uri: head.uri, headers, body };
     send(outgoing, placement, face).await
 }
 
@@ -140,17 +145,12 @@ pub(super) async fn read(router: &Router, headers: &HeaderMap, body: Incoming) -
     }
 }
 
-/// Finds the pool, names the prompt and waits for a place.
-async fn place(router: &Router, body: &Bytes, asked: &Asked) -> Result<Placement, Refusal> {
-    let (pool, prompt) = look(router, body)?;
-    pool.place(prompt.wanted(router, body, asked)).await
-}
-
 /// A prompt that has been named.
 pub struct Prompt {
     scope: Scope,
     names: Vec<u64>,
     tokens: u32,
+    block_tokens: u32,
     answer_tokens: u32,
 }
 
@@ -160,7 +160,7 @@ impl Prompt {
             scope: &self.scope,
             names: &self.names,
             prompt_tokens: self.tokens,
-            block_tokens: PIECE_BYTES as u32 / TOKEN_BYTES,
+            block_tokens: self.block_tokens,
             answer_tokens: self.answer_tokens,
             bytes: body.len() as u64,
             tenant: asked.tenant,
@@ -177,24 +177,31 @@ impl Prompt {
     }
 }
 
-/// Which pool a body is for, and its prompt's names.
-pub fn look(router: &Router, body: &Bytes) -> Result<(Arc<Pool>, Prompt), Refusal> {
+/// Which pool a body is for, and its prompt's names. `credential` is what the replica will see.
+pub async fn look(router: &Router, body: &Bytes, credential: &str) -> Result<(Arc<Pool>, Prompt), Refusal> {
     let seen = Sniffed::parse(body).map_err(|error| {
         Refusal::new(Reason::InvalidJson, format!("the request body is not a JSON object: {error}"))
     })?;
     let model = seen.model();
     let model = model.as_deref();
-    let pool = router.pools.find(model)?;
+    let known = router.pools.find(model)?;
+    let choices = seen.choices().min(CHOICES_MAX);
+    let answer_tokens = seen.answer_tokens().min(ANSWER_TOKENS_MAX).saturating_mul(choices);
+    if let Some(named) = known.pool.naming().name(credential, body, &*router.clock).await {
+        let Named { scope, names, tokens, block_tokens } = named;
+        return Ok((known.pool, Prompt { scope, names, tokens: tokens.max(1), block_tokens, answer_tokens }));
+    }
     let mut names = Vec::new();
     text_names(model.unwrap_or_default(), seen.prompt_parts(), &mut names);
     let bytes: usize = seen.prompt_parts().map(str::len).sum();
     let prompt = Prompt {
-        scope: pool.text_scope.clone(),
+        scope: known.text_scope,
         names,
         tokens: (bytes as u32 / TOKEN_BYTES).max(1),
-        answer_tokens: seen.answer_tokens().min(ANSWER_TOKENS_MAX).saturating_mul(seen.choices().min(128)),
+        block_tokens: PIECE_BYTES as u32 / TOKEN_BYTES,
+        answer_tokens,
     };
-    Ok((pool.pool, prompt))
+    Ok((known.pool, prompt))
 }
 
 fn upstream_headers(router: &Router, mut headers: HeaderMap) -> HeaderMap {
@@ -357,8 +364,6 @@ async fn pass_on(
     let response = Response::from_parts(head, AnswerBody::Whole(Full::new(whole.to_bytes())));
     match answer {
         Answer::Success | Answer::ClientError => {
-            let mut placement = placement;
-            placement.first_byte();
             placement.finish(if status.is_success() { Ending::Completed } else { Ending::Refused });
             Ok(response)
         }

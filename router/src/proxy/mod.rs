@@ -11,9 +11,11 @@
 
 pub mod body;
 pub mod config;
+pub mod exact;
 mod forward;
 pub mod gate;
 pub mod metrics;
+pub mod naming;
 mod ops;
 mod pools;
 mod probe;

@@ -82,7 +82,8 @@ async fn route(router: &Router, request: Request<Incoming>) -> Answer {
     router.gate.operator(request.headers())?;
     let (head, body) = request.into_parts();
     let body = read(router, &head.headers, body).await?;
-    let (pool, prompt) = look(router, &body)?;
+    let credential = web::bearer(&head.headers).unwrap_or_default();
+    let (pool, prompt) = look(router, &body, router.seen_by_replicas(credential)).await?;
     let decision = pool.dry_run(&prompt.supposed(router, &body));
     let decision = decision.map_err(|none| Refusal::new(Reason::NoReplica, none.to_string()))?;
     let names: Vec<Value> = pool
@@ -104,6 +105,7 @@ fn pool(router: &Router, model: &Model) -> Value {
     for replica in model.pool.replicas() {
         let seat = replica.seat;
         let held = model.pool.index().seat(seat);
+        let source = model.pool.source(seat);
         seats.push(model.pool.with_desk(|desk| {
             let breaker = desk.breakers().state(now, seat).map(crate::breaker::State::name);
             let known = desk.fleet().replica(seat);
@@ -115,6 +117,7 @@ fn pool(router: &Router, model: &Model) -> Value {
                 "load": desk.book().load(seat, now),
                 "rates": desk.fleet().speeds().rates(seat),
                 "breaker": breaker,
+                "events": source.name(),
                 "blocks": held.memberships,
             })
         }));
@@ -129,7 +132,8 @@ fn pool(router: &Router, model: &Model) -> Value {
             "waiting": waiting.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         })
     });
-    json!({"model": &*model.name, "policy": router.config.policy.name(), "admission": admission, "replicas": seats})
+    let names = if model.pool.naming().is_exact() { "exact" } else { "text" };
+    json!({"model": &*model.name, "policy": router.config.policy.name(), "names": names, "admission": admission, "replicas": seats})
 }
 
 fn metrics(router: &Router) -> Response<AnswerBody> {

@@ -8,25 +8,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::Clock;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
+use tokio::task::JoinHandle;
 
+use super::exact::{Asking, NotExact};
 use super::router::Router;
 use super::upstream::{Address, Upstream};
+use crate::events::{self, Key};
 use crate::fleet::{Readiness, Seating};
+use crate::follow::Followed;
 use crate::pool::Pool;
 use crate::replica::Replica;
 
 /// Of an answer to a probe.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// After a replica could not say how it names blocks.
+const LEARN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a replica serves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Served {
     models: Vec<String>,
+    /// Where it tells its events.
+    grpc: Option<u16>,
 }
 
 /// Where a replica is seated.
@@ -34,6 +43,22 @@ struct Seated {
     pool: Arc<Pool>,
     replica: Arc<Replica>,
     served: Served,
+    /// Follows its events, if it is one of ours and tells them.
+    follower: Option<Follower>,
+}
+
+/// A task that ends with the seat.
+struct Follower {
+    task: JoinHandle<()>,
+    pool: Arc<Pool>,
+    asking: Arc<Asking>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.pool.naming().leave(&self.asking);
+    }
 }
 
 /// Watches the replica at `address` for as long as the router lives.
@@ -44,6 +69,31 @@ pub async fn watch(router: Arc<Router>, address: Address) {
         watch.look().await;
         tokio::time::sleep(watch.pause()).await;
     }
+}
+
+/// Follows a replica's events once it is known to name blocks as the others do.
+async fn follow(
+    pool: Arc<Pool>,
+    asking: Arc<Asking>,
+    replica: events::quire::Replica,
+    clock: Arc<dyn Clock>,
+) {
+    loop {
+        match pool.naming().join(Arc::clone(&asking)).await {
+            Ok(()) => break,
+            Err(error @ (NotExact::OtherNames | NotExact::OtherModel)) => {
+                tracing::warn!(replica = replica.address, %error, "its cache is guessed, not known");
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(replica = replica.address, %error, "cannot learn how it names blocks");
+                tokio::time::sleep(LEARN_AGAIN).await;
+            }
+        }
+    }
+    pool.followed(replica.seat);
+    let told = Followed::new(&pool);
+    events::quire::follow(replica, told.clone(), told, clock).await;
 }
 
 struct Watch {
@@ -119,6 +169,7 @@ impl Watch {
         }
         if let Some(before) = self.seated.take() {
             tracing::warn!(replica = %self.address, models = ?served.models, "serves another model now");
+            drop(before.follower);
             before.pool.leave(&before.replica);
         }
         let model = match self.router.pools.open(&served.models) {
@@ -127,9 +178,38 @@ impl Watch {
         };
         let upstream = Upstream::new(self.address.clone(), self.router.config.connect_timeout);
         match model.pool.join(Seating::default(), upstream) {
-            Ok(replica) => self.seated = Some(Seated { pool: model.pool, replica, served }),
+            Ok(replica) => {
+                let follower = served.grpc.map(|port| self.follow(port, &model.pool, &replica));
+                self.seated = Some(Seated { pool: model.pool, replica, served, follower });
+            }
             Err(error) => tracing::error!(replica = %self.address, %error, "cannot be seated"),
         }
+    }
+
+    /// Begins to follow a replica's events.
+    fn follow(&self, port: u16, pool: &Arc<Pool>, replica: &Arc<Replica>) -> Follower {
+        let host = self.address.authority.rsplit_once(':').map_or("", |(host, _)| host);
+        let key = self.router.config.replica_key.as_deref().and_then(Key::new);
+        let asking = Arc::new(Asking::new(format!("{host}:{port}"), key.clone()));
+        let followed = events::quire::Replica {
+            seat: replica.seat,
+            address: format!("{host}:{port}"),
+            key,
+            seed: self.router.config.seed ^ u64::from(replica.seat.0),
+        };
+        let (pool, clock) = (Arc::clone(pool), Arc::clone(&self.router.clock));
+        let task = tokio::spawn(follow(Arc::clone(&pool), Arc::clone(&asking), followed, clock));
+        Follower { task, pool, asking }
+    }
+
+    /// The port of its gRPC server, if it has one and tells events there.
+    async fn ask_grpc(&self) -> Option<u16> {
+        #[derive(Deserialize)]
+        struct Version {
+            grpc_port: Option<u16>,
+        }
+        let (_, body) = self.get("/version").await.ok().filter(|(status, _)| *status == StatusCode::OK)?;
+        serde_json::from_slice::<Version>(&body).ok()?.grpc_port
     }
 
     async fn ask_models(&self) -> Result<Served, String> {
@@ -147,7 +227,10 @@ impl Watch {
         }
         let models: Models = serde_json::from_slice(&body).map_err(|e| format!("GET /v1/models: {e}"))?;
         let models: Vec<String> = models.data.into_iter().map(|model| model.id).collect();
-        if models.is_empty() { Err("GET /v1/models lists none".into()) } else { Ok(Served { models }) }
+        if models.is_empty() {
+            return Err("GET /v1/models lists none".into());
+        }
+        Ok(Served { models, grpc: self.ask_grpc().await })
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), String> {

@@ -113,6 +113,15 @@ impl Router {
         refusal.response(face)
     }
 
+    /// The credential that a replica sees for a client's.
+    pub fn seen_by_replicas<'a>(&'a self, credential: &'a str) -> &'a str {
+        match &self.config.replica_key {
+            Some(key) => key,
+            None if self.gate.is_own() => "",
+            None => credential,
+        }
+    }
+
     /// Takes nothing new from now on.
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);

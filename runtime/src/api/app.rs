@@ -161,6 +161,7 @@ impl App {
             Health::Ready => Ok(()),
             Health::Draining => Err(ApiError::unavailable("the server is draining", "draining")),
             Health::Unhealthy => Err(ApiError::unavailable("the engine is restarting", "engine")),
+            Health::Lost => Err(ApiError::unavailable("the engine is lost; the server is ending", "engine")),
         }
     }
 
