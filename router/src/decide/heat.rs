@@ -4,12 +4,12 @@
 //! there is cheaper than computing it elsewhere. What it costs elsewhere is paid once and serves all who come after,
 //! so that a beginning asked for often counts its share of that cost only. Counted are requests by the names at a few
 //! depths, in a table of fixed size; a name that falls on another's slot takes it over once it is the hotter one. What
-//! is lost by that, and by counting at four depths per doubling, makes a beginning look shorter or colder, never
+//! is lost by that, and by counting at sixteen depths per doubling, makes a beginning look shorter or colder, never
 //! hotter than it is.
 
 use base::Nanos;
 
-const SLOTS: usize = 4096;
+const SLOTS: usize = 8192;
 /// After this long, a request counts 1/e.
 const MEMORY_SECONDS: f64 = 60.0;
 /// Requests within that time that make a beginning hot.
@@ -45,16 +45,15 @@ impl Default for Heat {
 impl Heat {
     /// Counts a request with blocks of these names, and says what of it is hot.
     pub fn note(&mut self, names: &[u64], now: Nanos) -> Hot {
-        let mut hot = Hot::default();
+        // All depths are counted, hot or not yet: else each would begin to warm up only after the one before.
+        let mut hot = Some(Hot::default());
+        let mut last = Hot::default();
         for depth in depths().take_while(|depth| *depth <= names.len()) {
             let uses = self.count(names[depth - 1], now);
-            // A beginning is asked for at least as often as what it is the beginning of.
-            if uses < HOT {
-                break;
-            }
-            hot = Hot { blocks: depth as u32, uses };
+            hot = hot.filter(|_| uses >= HOT).map(|_| Hot { blocks: depth as u32, uses });
+            last = hot.unwrap_or(last);
         }
-        hot
+        last
     }
 
     fn count(&mut self, name: u64, now: Nanos) -> f64 {
@@ -69,9 +68,9 @@ impl Heat {
     }
 }
 
-/// 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …
+/// 1, 2, 3, … 32, 33, 35, 37, … 65, 69, …
 fn depths() -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(1usize), |depth| Some(depth + (depth.next_power_of_two() / 8).max(1)))
+    std::iter::successors(Some(1usize), |depth| Some(depth + (depth.next_power_of_two() / 32).max(1)))
 }
 
 #[cfg(test)]
@@ -91,7 +90,7 @@ mod tests {
         let mut heat = Heat::default();
         let hot: Vec<Hot> = (1..=20).map(|i| heat.note(&names(100, i), seconds(0))).collect();
         assert_eq!(hot[6], Hot::default());
-        assert!((80..=100).contains(&hot[19].blocks), "{:?}", hot[19]);
+        assert!((94..=100).contains(&hot[19].blocks), "{:?}", hot[19]);
         assert_eq!(hot[19].uses, 20.0);
     }
 
@@ -111,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn depths_rise_by_no_more_than_a_quarter() {
-        let depths: Vec<usize> = depths().take(60).collect();
-        assert_eq!(depths[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15]);
-        assert!(depths.windows(2).all(|d| d[1] > d[0] && (d[1] - d[0] == 1 || (d[1] - d[0]) * 4 <= d[0])));
+    fn depths_rise_by_no_more_than_a_sixteenth() {
+        let depths: Vec<usize> = depths().take(200).collect();
+        assert_eq!(depths[31..35], [32, 33, 35, 37]);
+        assert!(depths.windows(2).all(|d| d[1] > d[0] && (d[1] - d[0] == 1 || (d[1] - d[0]) * 16 <= d[0])));
     }
 }
