@@ -21,11 +21,13 @@ pub mod fleet;
 pub mod gossip;
 pub mod ids;
 pub mod index;
+pub mod naming;
 pub mod picker;
 pub mod placement;
 pub mod pool;
 pub mod proxy;
 pub mod replica;
 pub mod retry;
+pub mod source;
 
 pub use ids::{Held, Seat, SeatSet, Ticket};

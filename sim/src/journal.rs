@@ -44,6 +44,11 @@ impl Journal {
         }
     }
 
+    /// Keeps the last lines as they are: what came before a law was broken is what one wants to read.
+    pub fn freeze(&mut self) {
+        self.verbosity = Verbosity::Hash;
+    }
+
     fn fold(&mut self, number: u64) {
         self.hash = (self.hash.rotate_left(5) ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }

@@ -247,7 +247,11 @@ impl World {
             if said > truth {
                 self.violate(Violation::AboveTruth { router, replica, said, truth });
             } else if said < truth {
-                self.violate(Violation::BelowTruth { router, replica, said, truth });
+                let seat = ::router::Seat(replica as u16);
+                let known = self.routers[router].process.as_ref().map_or(0, |node| node.index.seat(seat).memberships.iter().sum());
+                let all = self.beliefs[router][replica].len() as u64;
+                let generation = placed.generation;
+                self.violate(Violation::BelowTruth { router, replica, said, truth, known, all, generation });
             }
         }
     }

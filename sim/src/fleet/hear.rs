@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use base::{Generation, Nanos, Tier};
 use router::Seat;
-use router::fleet::Readiness;
 use router::index::{Evicts, Family, Index, Scope};
 use router::source::{self, Follower, Limits, State, Tiers, Told, Verdict};
 
@@ -115,6 +114,7 @@ impl RouterNode {
         if self.config.plant == Plant::KeepsPurged {
             unpurge(&mut message);
         }
+        self.unreachable = self.unreachable.without(link.seat);
         let verdict = link.follower.hear(now, message, &Ear(&self.index));
         if let Some(load) = link.follower.take_load() {
             self.fleet.observe(link.seat, load, now);
@@ -154,11 +154,9 @@ impl RouterNode {
         }
     }
 
+    /// Until it is heard of again.
     fn is_dead(&mut self, replica: usize) {
-        let seat = self.links[replica].seat;
-        if let Some(replica) = self.fleet.replica_mut(seat) {
-            replica.readiness = Readiness::Dead;
-        }
+        self.unreachable = self.unreachable.with(self.links[replica].seat);
     }
 }
 

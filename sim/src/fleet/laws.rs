@@ -37,8 +37,11 @@ pub enum Violation {
     PlacedPurged { router: usize, namespace: NamespaceId, generation: Generation },
     #[error("router {router} is exact about replica {replica} and says {said} blocks; it holds {truth}")]
     AboveTruth { router: usize, replica: usize, said: u32, truth: u32 },
-    #[error("router {router} is exact about replica {replica} and says {said} blocks; it holds {truth}, all told")]
-    BelowTruth { router: usize, replica: usize, said: u32, truth: u32 },
+    #[error(
+        "router {router} is exact about replica {replica} and says {said} blocks; it holds {truth} \
+         (of {known} and {all} in all, generation {generation})"
+    )]
+    BelowTruth { router: usize, replica: usize, said: u32, truth: u32, known: u64, all: u64, generation: Generation },
     #[error("replica {replica}: {problem}")]
     Replica { replica: usize, problem: String },
     #[error("router {router}: {problem}")]

@@ -19,7 +19,7 @@ use router::admission::{Admission, AdmissionConfig, Capacity, ClassPolicy, Queue
 use router::book::{Book, BookLimits, RouterId};
 use router::breaker::{BreakerConfig, Breakers};
 use router::decide::{Policy, View};
-use router::fleet::{Fleet, FleetLimits, Seating};
+use router::fleet::{Fleet, FleetLimits, Rates, Seating};
 use router::index::{Index, IndexConfig, Matches, Scope};
 use router::retry::{RetryBudget, RetryConfig};
 use router::source::State;
@@ -139,6 +139,8 @@ pub struct RouterNode {
     pub breakers: Breakers,
     pub retries: RetryBudget,
     pub(super) flights: BTreeMap<usize, Flight>,
+    /// Replicas whose connections broke, until they are heard of again.
+    pub(super) unreachable: SeatSet,
     pub(super) tickets: BTreeMap<Ticket, usize>,
     /// The first generation of each namespace that is still good.
     pub(super) floors: BTreeMap<NamespaceId, Generation>,
@@ -162,7 +164,7 @@ impl RouterNode {
         floors: BTreeMap<NamespaceId, Generation>,
         now: Nanos,
     ) -> Self {
-        let mut fleet = Fleet::new(FleetLimits::default());
+        let mut fleet = Fleet::new(FleetLimits::default(), Rates::default());
         let seats: SeatSet =
             (0..facts.replicas).map(|_| fleet.join(Seating { block_tokens: facts.page_tokens, ..Seating::default() }, now).expect("a pool fits into its seats")).collect();
         let mut breakers = Breakers::new(BreakerConfig::default(), facts.seed ^ at as u64).expect("the default is sound");
@@ -179,6 +181,7 @@ impl RouterNode {
             breakers,
             retries: RetryBudget::new(RetryConfig::default()),
             flights: BTreeMap::new(),
+            unreachable: SeatSet::EMPTY,
             tickets: BTreeMap::new(),
             floors,
             sessions: BTreeMap::new(),
@@ -303,6 +306,6 @@ fn capacity(config: &RouterConfig, fleet: &Fleet) -> Capacity {
         return Capacity { budget: Work(u64::MAX / 2), work_per_s: 0 };
     };
     let ready = fleet.seats().filter(|(_, replica)| replica.readiness == router::fleet::Readiness::Ready);
-    let per_s = ready.map(|(_, replica)| (1e3 / replica.learner.rates().prefill_ms_per_token.max(1e-6)) as u64);
+    let per_s = ready.map(|(seat, _)| (1e3 / fleet.speeds().rates(seat).prefill_ms_per_token.max(1e-6)) as u64);
     Capacity::of(per_s, within)
 }

@@ -171,8 +171,8 @@ impl RouterNode {
         if self.config.plant == Plant::RoutesToTheDead {
             views.iter_mut().for_each(|view| view.readiness = router::fleet::Readiness::Ready);
         }
-        let usable = self.breakers.view(now).usable;
-        let mut excluded = SeatSet(excluded.0 | !usable.0);
+        let reachable = self.reachable(now);
+        let mut excluded = SeatSet(excluded.0 | !reachable.0);
         let trace = &facts.trace.calls[call];
         let mut chosen = None;
         for _ in 0..CHOICES_MAX {
@@ -200,6 +200,15 @@ impl RouterNode {
         chosen
     }
 
+    /// Seats that breakers let pass and whose connections stand.
+    fn reachable(&mut self, now: Nanos) -> SeatSet {
+        let usable = self.breakers.view(now).usable;
+        match self.config.plant {
+            Plant::RoutesToTheDead => self.breakers.members(),
+            _ => usable.and(SeatSet(!self.unreachable.0)),
+        }
+    }
+
     fn next_ticket(&mut self) -> Ticket {
         self.last_ticket += 1;
         Ticket::new(self.at, self.epoch, self.last_ticket)
@@ -221,22 +230,21 @@ impl RouterNode {
                     flight.begun = true;
                     flight.drawn = 1;
                     out.say(Node::Clients, Word::Begun { of: flight.of });
-                    let span = self.book.prefill_done(book::Ticket(ticket.0), now).span();
-                    if let Some((span, replica)) = span.and_then(|s| Some((s, self.fleet.replica_mut(s.seat)?))) {
-                        replica.learner.prefill_span(&span);
+                    if let Some(span) = self.book.prefill_done(book::Ticket(ticket.0), now).span() {
+                        self.fleet.speeds_mut().prefilled(&span);
                     }
                 }
                 Progress::Token { .. } => {
                     flight.drawn += 1;
                     self.book.grew(book::Ticket(ticket.0), 1, now);
                 }
-                Progress::Finished { tokens } => self.finished(now, call, tokens, facts, out),
+                Progress::Finished { tokens } => self.finished(now, call, tokens, out),
             }
         }
         self.settle(now, facts, out);
     }
 
-    fn finished(&mut self, now: Nanos, call: usize, tokens: u32, facts: &Facts, out: &mut Out) {
+    fn finished(&mut self, now: Nanos, call: usize, tokens: u32, out: &mut Out) {
         self.output_mean += (f64::from(tokens) - self.output_mean) / 64.0;
         self.leave_replica(now, call, Answer::Success);
         if self.config.plant == Plant::AnswersTwice && self.placed.is_multiple_of(16) {
@@ -255,9 +263,8 @@ impl RouterNode {
         if self.config.plant == Plant::LeaksPlaces {
             return Some((ticket, permit.seat()));
         }
-        let span = self.book.free(book::Ticket(ticket.0), now).span();
-        if let Some((span, replica)) = span.and_then(|s| Some((s, self.fleet.replica_mut(s.seat)?))) {
-            replica.learner.decode_span(&span);
+        if let Some(span) = self.book.free(book::Ticket(ticket.0), now).span() {
+            self.fleet.speeds_mut().decoded(&span);
         }
         Some((ticket, permit.seat()))
     }
@@ -285,8 +292,8 @@ impl RouterNode {
     fn failed(&mut self, now: Nanos, ticket: Ticket, answer: Answer, end: End, facts: &Facts, out: &mut Out) {
         let Some(&call) = self.tickets.get(&ticket) else { return };
         self.leave_replica(now, call, answer);
+        let usable = self.reachable(now);
         let Some(flight) = self.flights.get(&call) else { return };
-        let usable = self.breakers.view(now).usable;
         let ready = self.fleet.seats().filter(|(_, replica)| replica.readiness == router::fleet::Readiness::Ready);
         let ready: SeatSet = ready.map(|(seat, _)| seat).collect();
         let attempt = Attempt {

@@ -216,6 +216,7 @@ impl World {
     pub fn violate(&mut self, violation: Violation) {
         let now = self.queue.now();
         self.journal.note(now, violation.kind(), [0; 3]);
+        self.journal.freeze();
         self.violations.push(violation);
     }
 

@@ -1,0 +1,4 @@
+//! From text to the names under which replicas know its blocks.
+
+pub mod foreign;
+pub mod roots;
