@@ -24,7 +24,8 @@ fn main() {
         policies,
         ..Replay::default()
     };
-    let report = replay(&of, trace.truncated(calls.parse().expect("calls"))).unwrap_or_else(|error| panic!("{error}"));
+    let report =
+        replay(&of, trace.truncated(calls.parse().expect("calls"))).unwrap_or_else(|error| panic!("{error}"));
     println!("{}", report.table());
     if let [svg, ..] = rest {
         std::fs::write(svg, report.svg()).expect("the drawing is written");

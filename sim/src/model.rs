@@ -106,11 +106,21 @@ impl StepModel {
         let mut used = [true; UNKNOWNS];
         loop {
             let found = solve(steps, &used)?;
-            match (0..UNKNOWNS).filter(|&i| used[i] && found[i] < 0.0).min_by(|&a, &b| found[a].total_cmp(&found[b])) {
+            match (0..UNKNOWNS)
+                .filter(|&i| used[i] && found[i] < 0.0)
+                .min_by(|&a, &b| found[a].total_cmp(&found[b]))
+            {
                 Some(negative) => used[negative] = false,
                 None => {
-                    let [fixed_ns, prefill_token_ns, prefill_pair_ns, decode_seq_ns, resident_token_ns] = found;
-                    return Ok(StepModel { fixed_ns, prefill_token_ns, prefill_pair_ns, decode_seq_ns, resident_token_ns });
+                    let [fixed_ns, prefill_token_ns, prefill_pair_ns, decode_seq_ns, resident_token_ns] =
+                        found;
+                    return Ok(StepModel {
+                        fixed_ns,
+                        prefill_token_ns,
+                        prefill_pair_ns,
+                        decode_seq_ns,
+                        resident_token_ns,
+                    });
                 }
             }
         }

@@ -60,13 +60,8 @@ fn traffic(seed: u64, tenants: u16, rng: &mut SplitMix) -> Generator {
         deadline,
         ..Talk::chat(12 + rng.below(40) as usize, 8.0 + rng.unit() * 40.0)
     };
-    let batch = Talk {
-        class: Class::Batch,
-        deadline: None,
-        turns: (1, 1),
-        ask_tokens: 100.0,
-        ..chat.clone()
-    };
+    let batch =
+        Talk { class: Class::Batch, deadline: None, turns: (1, 1), ask_tokens: 100.0, ..chat.clone() };
     let batch = Talk { talks: rng.below(20) as usize, per_s: 10.0, ..batch };
     Generator::new(seed, [chat, batch])
 }

@@ -41,7 +41,10 @@ fn the_drawing_is_well_formed_and_names_every_policy() {
 fn what_cannot_be_played_is_refused() {
     let trace = || Generator::new(7, [Talk::chat(3, 4.0)]).trace();
     let refusal = |replay_of: Replay| replay(&replay_of, trace()).unwrap_err();
-    assert_eq!(refusal(Replay { replicas: 65, ..Replay::default() }), ReplayError::Replicas { asked: 65, most: 64 });
+    assert_eq!(
+        refusal(Replay { replicas: 65, ..Replay::default() }),
+        ReplayError::Replicas { asked: 65, most: 64 }
+    );
     assert_eq!(refusal(Replay { policies: Vec::new(), ..Replay::default() }), ReplayError::NoPolicy);
     assert!(matches!(refusal(Replay { speed: 0.0, ..Replay::default() }), ReplayError::Speed { .. }));
 }

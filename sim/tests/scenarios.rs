@@ -25,9 +25,16 @@ fn no_law_is_broken(end: &RunEnd) {
     assert!(end.violations.is_empty(), "{:?}\n{}", end.violations, end.tail.join("\n"));
 }
 
-/// Everybody has one system prompt of 4096 tokens and a short question.
+/// Everybody has one system prompt of 4096 tokens and a short question, at a load that takes the whole fleet: what
+/// half of it can do alone need not be spread.
 fn one_system_prompt(seed: u64) -> Arc<Trace> {
-    let talk = Talk { systems: 1, system_tokens: 4_096, ask_tokens: 60.0, answer_tokens: 120.0, ..chat(2_400, 60.0) };
+    let talk = Talk {
+        systems: 1,
+        system_tokens: 4_096,
+        ask_tokens: 60.0,
+        answer_tokens: 120.0,
+        ..chat(6_000, 400.0)
+    };
     Arc::new(Generator::new(seed, [talk]).trace())
 }
 
@@ -39,11 +46,20 @@ fn one_4k_system_prompt_for_all_spreads_over_eight_replicas_and_is_reused() {
         no_law_is_broken(&end);
         let tally = &end.tally;
         let reused = tally.hit_tokens() as f64 / (4_096.0 * trace.calls.len() as f64);
-        println!("seed {seed}: max/min {:.2}, {:.1} % of the prefix reused, idle {:?}", tally.imbalance(), reused * 100.0, tally.idle_while_waiting);
+        println!(
+            "seed {seed}: max/min {:.2}, {:.1} % of the prefix reused, idle {:?}",
+            tally.imbalance(),
+            reused * 100.0,
+            tally.idle_while_waiting
+        );
         assert_eq!(tally.answered, trace.calls.len() as u64);
         assert!(tally.imbalance() <= 1.5, "max/min token work {:.2}", tally.imbalance());
         assert!(reused >= 0.95, "{:.3} of the prefix reused", reused);
-        assert!(tally.idle_while_waiting <= Duration::from_secs(1), "idle for {:?}", tally.idle_while_waiting);
+        assert!(
+            tally.idle_while_waiting <= Duration::from_secs(1),
+            "idle for {:?}",
+            tally.idle_while_waiting
+        );
     }
 }
 
@@ -60,7 +76,8 @@ fn overload(seed: u64) -> (FleetConfig, Arc<Trace>) {
     let batch = Talk { class: Class::Batch, deadline: Some(Duration::from_secs(15)), ..people.clone() };
     let batch = Talk { talks: 1_500, per_s: 75.0, ..batch };
     let trace = Arc::new(Generator::new(seed, [people, batch]).trace());
-    let router = RouterConfig { admit_within: Some(Duration::from_millis(400)), queue_max: 400, ..kv_aware() };
+    let router =
+        RouterConfig { admit_within: Some(Duration::from_millis(400)), queue_max: 400, ..kv_aware() };
     let mut config = FleetConfig::new(seed, 2, ReplicaConfig::h200_8b(), router);
     config.watch = Watch::Closely { cache_every: 512 };
     (config, trace)
@@ -72,7 +89,12 @@ fn threefold_overload_ends_every_request_once_and_none_late() {
     let end = run(config, &trace);
     no_law_is_broken(&end); // one end each; none placed after its deadline
     let tally = &end.tally;
-    println!("{:?}, refusals p99 {:.1} ms, TTFT p99 {:.0} ms", tally.ends, tally.refusal.percentile_ms(99.0), tally.ttft.percentile_ms(99.0));
+    println!(
+        "{:?}, refusals p99 {:.1} ms, TTFT p99 {:.0} ms",
+        tally.ends,
+        tally.refusal.percentile_ms(99.0),
+        tally.ttft.percentile_ms(99.0)
+    );
     assert_eq!(tally.ends.values().sum::<u64>(), trace.calls.len() as u64);
     assert_eq!(tally.failed(), 0, "{:?}", tally.ends);
     assert!(tally.refused() > trace.calls.len() as u64 / 3, "not overloaded: {:?}", tally.ends);
@@ -80,7 +102,10 @@ fn threefold_overload_ends_every_request_once_and_none_late() {
 }
 
 fn three_routers(seed: u64, routers: usize, kill: bool) -> RunEnd {
-    let trace = Arc::new(Generator::new(seed, [Talk { systems: 6, tenants: 2, system_tokens: 1_500, ..chat(1_500, 60.0) }]).trace());
+    let trace = Arc::new(
+        Generator::new(seed, [Talk { systems: 6, tenants: 2, system_tokens: 1_500, ..chat(1_500, 60.0) }])
+            .trace(),
+    );
     let mut config = FleetConfig::new(seed, 8, ReplicaConfig::h200_8b(), kv_aware());
     config.routers = routers;
     config.watch = Watch::Closely { cache_every: 4_096 };
@@ -143,7 +168,8 @@ fn a_rolling_restart_drops_no_stream() {
     let mut config = FleetConfig::new(5, 4, ReplicaConfig::h200_8b(), kv_aware());
     config.routers = 2;
     config.watch = Watch::Closely { cache_every: 4_096 };
-    let roll = |replica: usize| Fault::Roll { replica, down: Duration::from_millis(1_500), memory: Memory::Empty };
+    let roll =
+        |replica: usize| Fault::Roll { replica, down: Duration::from_millis(1_500), memory: Memory::Empty };
     config.plan = (0..4).map(|at| (Nanos::from_millis(4_000 + 5_000 * at as u64), roll(at))).collect();
     let end = run(config, &trace);
     no_law_is_broken(&end);

@@ -45,7 +45,11 @@ fn seeds_break_no_law() {
 fn a_seed_is_one_run_exactly() {
     for seed in 0..40 {
         let (first, second) = (play(seed, Plant::None), play(seed, Plant::None));
-        assert_eq!(first.hash, second.hash, "seed {seed} gave two runs of {} and {} events", first.events, second.events);
+        assert_eq!(
+            first.hash, second.hash,
+            "seed {seed} gave two runs of {} and {} events",
+            first.events, second.events
+        );
         assert_eq!(first.tally.ends, second.tally.ends);
     }
 }
@@ -72,7 +76,8 @@ fn planted_bugs_are_found() {
         (Plant::LeaksPlaces, "router"),
     ];
     for (plant, kind) in cases {
-        let all: Vec<_> = (0..60).filter_map(|seed| play(seed, plant).violations.first().map(|v| v.kind())).collect();
+        let all: Vec<_> =
+            (0..60).filter_map(|seed| play(seed, plant).violations.first().map(|v| v.kind())).collect();
         assert!(all.contains(&kind), "{plant:?} is not found as {kind}, but as {all:?}");
     }
     assert_eq!(found(Plant::None, 60), None);

@@ -127,7 +127,10 @@ mod tests {
         let of = clients.ask(Nanos(0), 3, 0);
         assert_eq!(clients.ended(Nanos(1), of, End::Expired), Ok(()));
         assert!(matches!(clients.ended(Nanos(2), of, End::Expired), Err(Unheard::Twice { call: 3, .. })));
-        assert_eq!(clients.ended(Nanos(2), Try { call: 9, attempt: 0 }, End::Expired), Err(Unheard::Never { call: 9 }));
+        assert_eq!(
+            clients.ended(Nanos(2), Try { call: 9, attempt: 0 }, End::Expired),
+            Err(Unheard::Never { call: 9 })
+        );
         assert_eq!((clients.open(), clients.asked()), (0, 1));
     }
 

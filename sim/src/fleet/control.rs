@@ -43,7 +43,9 @@ impl World {
     pub fn begin_fault(&mut self, fault: Fault) {
         self.journal.note(self.queue.now(), fault.name(), [0; 3]);
         let heal = match fault {
-            Fault::KillReplica { replica, down, memory } => self.kill_replica(replica, memory).map(|heal| (down, heal)),
+            Fault::KillReplica { replica, down, memory } => {
+                self.kill_replica(replica, memory).map(|heal| (down, heal))
+            }
             Fault::KillRouter { router, down } => self.kill_router(router).map(|heal| (down, heal)),
             Fault::PauseReplica { replica, pause } => {
                 let place = &mut self.replicas[replica];
@@ -78,14 +80,16 @@ impl World {
                 self.net.cut(Node::Router(a), Node::Router(b), self.queue.now().plus(lasts));
                 Some((lasts, Heal::Over))
             }
-            Fault::Roll { replica, down, memory } => self.replicas[replica].running().map(|process| {
-                process.drain();
-                (Duration::ZERO, (replica, down, memory))
-            })
-            .map(|(after, (replica, down, memory))| {
-                let by = self.queue.now().plus(DRAIN_MAX);
-                (after, Heal::Drained { replica, epoch: self.replicas[replica].epoch, down, memory, by })
-            }),
+            Fault::Roll { replica, down, memory } => self.replicas[replica]
+                .running()
+                .map(|process| {
+                    process.drain();
+                    (Duration::ZERO, (replica, down, memory))
+                })
+                .map(|(after, (replica, down, memory))| {
+                    let by = self.queue.now().plus(DRAIN_MAX);
+                    (after, Heal::Drained { replica, epoch: self.replicas[replica].epoch, down, memory, by })
+                }),
             Fault::Purge { namespace } => {
                 self.purge(NamespaceId(namespace + 1));
                 None
@@ -184,7 +188,8 @@ impl World {
 
     fn start_router(&mut self, at: usize) {
         let (epoch, now) = (self.routers[at].epoch + 1, self.queue.now());
-        let node = RouterNode::new(at, epoch, self.config.router.clone(), &self.facts, self.floors.clone(), now);
+        let node =
+            RouterNode::new(at, epoch, self.config.router.clone(), &self.facts, self.floors.clone(), now);
         self.routers[at].start(node);
         for replica in 0..self.replicas.len() {
             self.beliefs[at][replica] = Default::default();
@@ -222,7 +227,8 @@ impl World {
         let floor = self.floors.entry(namespace).or_default();
         let up_to = *floor;
         floor.0 += 1;
-        let everybody = (0..self.routers.len()).map(Node::Router).chain((0..self.replicas.len()).map(Node::Replica));
+        let everybody =
+            (0..self.routers.len()).map(Node::Router).chain((0..self.replicas.len()).map(Node::Replica));
         for to in everybody.collect::<Vec<_>>() {
             self.send(Node::Clients, to, Word::Purge { namespace, up_to });
         }
@@ -248,7 +254,10 @@ impl World {
                 self.violate(Violation::AboveTruth { router, replica, said, truth });
             } else if said < truth {
                 let seat = ::router::Seat(replica as u16);
-                let known = self.routers[router].process.as_ref().map_or(0, |node| node.index.seat(seat).memberships.iter().sum());
+                let known = self.routers[router]
+                    .process
+                    .as_ref()
+                    .map_or(0, |node| node.index.seat(seat).memberships.iter().sum());
                 let all = self.beliefs[router][replica].len() as u64;
                 let generation = placed.generation;
                 self.violate(Violation::BelowTruth { router, replica, said, truth, known, all, generation });
@@ -270,8 +279,11 @@ impl World {
             self.violate(Violation::Replica { replica: at, problem: problem.to_string() });
             return;
         }
-        let told: HashMap<u64, _> =
-            process.snapshot().iter().flat_map(|run| run.names.iter().map(|&name| (name, run.owner))).collect();
+        let told: HashMap<u64, _> = process
+            .snapshot()
+            .iter()
+            .flat_map(|run| run.names.iter().map(|&name| (name, run.owner)))
+            .collect();
         if told != *process.stream.held() {
             let problem = format!("told of {} blocks, holds {}", process.stream.len(), told.len());
             self.violate(Violation::Replica { replica: at, problem });
@@ -304,7 +316,10 @@ impl World {
         self.check_replica(at);
         let left = self.replicas[at].process.as_ref().map_or(0, Replica::in_flight);
         if left > 0 {
-            self.violate(Violation::Replica { replica: at, problem: format!("{left} requests that nobody waits for") });
+            self.violate(Violation::Replica {
+                replica: at,
+                problem: format!("{left} requests that nobody waits for"),
+            });
         }
     }
 
@@ -312,18 +327,26 @@ impl World {
         let Some(node) = &self.routers[at].process else { return };
         let mut problems: Vec<String> = node.check().err().into_iter().collect();
         if node.open() + node.book.len() + node.admission.requests_in_flight() > 0 {
-            let (open, reserved, admitted) = (node.open(), node.book.len(), node.admission.requests_in_flight());
-            problems.push(format!("{open} requests open, {reserved} reserved, {admitted} in admission at rest"));
+            let (open, reserved, admitted) =
+                (node.open(), node.book.len(), node.admission.requests_in_flight());
+            problems
+                .push(format!("{open} requests open, {reserved} reserved, {admitted} in admission at rest"));
         }
         for (replica, place) in self.replicas.iter().enumerate() {
             let Some(process) = &place.process else { continue };
             let (said, truth) = (node.links[replica].exact_at(), process.stream.position());
             if said != Some(truth) {
-                problems.push(format!("replica {replica} is {}, at {said:?} of {truth:?}, at rest", node.state(replica)));
+                problems.push(format!(
+                    "replica {replica} is {}, at {said:?} of {truth:?}, at rest",
+                    node.state(replica)
+                ));
             }
             let known: u64 = node.index.seat(node.links[replica].seat).memberships.iter().sum();
             if known != process.stream.len() as u64 {
-                problems.push(format!("{known} blocks of replica {replica}, which holds {}", process.stream.len()));
+                problems.push(format!(
+                    "{known} blocks of replica {replica}, which holds {}",
+                    process.stream.len()
+                ));
             }
         }
         for problem in problems {

@@ -11,23 +11,57 @@ use base::{Nanos, SplitMix};
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Fault {
     /// The process dies; another one starts in its place after a while.
-    KillReplica { replica: usize, down: Duration, memory: Memory },
-    KillRouter { router: usize, down: Duration },
+    KillReplica {
+        replica: usize,
+        down: Duration,
+        memory: Memory,
+    },
+    KillRouter {
+        router: usize,
+        down: Duration,
+    },
     /// As SIGSTOP does: it says nothing, and its connections stay open.
-    PauseReplica { replica: usize, pause: Duration },
-    PauseRouter { router: usize, pause: Duration },
+    PauseReplica {
+        replica: usize,
+        pause: Duration,
+    },
+    PauseRouter {
+        router: usize,
+        pause: Duration,
+    },
     /// Steps take so many times as long.
-    Slow { replica: usize, times: f64, lasts: Duration },
+    Slow {
+        replica: usize,
+        times: f64,
+        lasts: Duration,
+    },
     /// It refuses everything, as if its queue were full.
-    FullQueue { replica: usize, lasts: Duration },
+    FullQueue {
+        replica: usize,
+        lasts: Duration,
+    },
     /// A router and a replica do not reach each other.
-    Cut { router: usize, replica: usize, lasts: Duration },
+    Cut {
+        router: usize,
+        replica: usize,
+        lasts: Duration,
+    },
     /// Two routers do not.
-    Split { a: usize, b: usize, lasts: Duration },
+    Split {
+        a: usize,
+        b: usize,
+        lasts: Duration,
+    },
     /// A replica takes nothing new, finishes what it has, and is replaced.
-    Roll { replica: usize, down: Duration, memory: Memory },
+    Roll {
+        replica: usize,
+        down: Duration,
+        memory: Memory,
+    },
     /// A namespace is purged up to its present generation, everywhere.
-    Purge { namespace: u64 },
+    Purge {
+        namespace: u64,
+    },
 }
 
 /// What the next process finds of the pages of the one before.
@@ -102,7 +136,9 @@ impl Fault {
     /// How long it lasts at most after it began, as far as time alone ends it.
     pub fn lasts(&self) -> Duration {
         match *self {
-            Fault::KillReplica { down, .. } | Fault::KillRouter { down, .. } | Fault::Roll { down, .. } => down,
+            Fault::KillReplica { down, .. } | Fault::KillRouter { down, .. } | Fault::Roll { down, .. } => {
+                down
+            }
             Fault::PauseReplica { pause, .. } | Fault::PauseRouter { pause, .. } => pause,
             Fault::Slow { lasts, .. }
             | Fault::FullQueue { lasts, .. }

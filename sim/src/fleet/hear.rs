@@ -107,7 +107,8 @@ impl RouterNode {
         if link.subscription != subscription || !link.is_open {
             return;
         }
-        let mut message = message.proto(|namespace| facts.namespace_name(namespace).to_owned(), facts.page_tokens);
+        let mut message =
+            message.proto(|namespace| facts.namespace_name(namespace).to_owned(), facts.page_tokens);
         if self.config.plant == Plant::BelievesGaps {
             believe(&mut message, link.follower.position().map(|at| at.next_sequence));
         }
@@ -142,7 +143,14 @@ impl RouterNode {
     }
 
     /// All connections to a replica's process broke.
-    pub(super) fn reset(&mut self, now: Nanos, replica: usize, tickets: &[Ticket], facts: &Facts, out: &mut Out) {
+    pub(super) fn reset(
+        &mut self,
+        now: Nanos,
+        replica: usize,
+        tickets: &[Ticket],
+        facts: &Facts,
+        out: &mut Out,
+    ) {
         self.links[replica].close(now);
         self.is_dead(replica);
         for &ticket in tickets {

@@ -31,9 +31,13 @@ pub enum Violation {
     Unheard(#[from] Unheard),
     #[error("call {call} has no end {after_s} s after the last thing that happened to it")]
     Lost { call: usize, after_s: u64 },
-    #[error("router {router} gave call {call} to replica {replica}, which it had known to be dead for {known_ms} ms")]
+    #[error(
+        "router {router} gave call {call} to replica {replica}, which it had known to be dead for {known_ms} ms"
+    )]
     GivenToTheDead { router: usize, replica: usize, call: usize, known_ms: u64 },
-    #[error("router {router} placed a call of namespace {namespace} in generation {generation}, purged before")]
+    #[error(
+        "router {router} placed a call of namespace {namespace} in generation {generation}, purged before"
+    )]
     PlacedPurged { router: usize, namespace: NamespaceId, generation: Generation },
     #[error("router {router} is exact about replica {replica} and says {said} blocks; it holds {truth}")]
     AboveTruth { router: usize, replica: usize, said: u32, truth: u32 },
@@ -41,7 +45,15 @@ pub enum Violation {
         "router {router} is exact about replica {replica} and says {said} blocks; it holds {truth} \
          (of {known} and {all} in all, generation {generation})"
     )]
-    BelowTruth { router: usize, replica: usize, said: u32, truth: u32, known: u64, all: u64, generation: Generation },
+    BelowTruth {
+        router: usize,
+        replica: usize,
+        said: u32,
+        truth: u32,
+        known: u64,
+        all: u64,
+        generation: Generation,
+    },
     #[error("replica {replica}: {problem}")]
     Replica { replica: usize, problem: String },
     #[error("router {router}: {problem}")]

@@ -34,13 +34,20 @@ pub struct Try {
 /// The last word on a call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum End {
-    Answered { tokens: u32 },
+    Answered {
+        tokens: u32,
+    },
     /// Never started; the code is the machine-readable reason.
-    Refused { status: u16, code: &'static str },
+    Refused {
+        status: u16,
+        code: &'static str,
+    },
     /// Its deadline passed before it started.
     Expired,
     /// Started and broken off, with the reason.
-    Failed { code: &'static str },
+    Failed {
+        code: &'static str,
+    },
 }
 
 impl End {
@@ -58,29 +65,62 @@ impl End {
 #[derive(Clone, Debug)]
 pub enum Word {
     // clients → router
-    Ask { of: Try, asked: Nanos },
+    Ask {
+        of: Try,
+        asked: Nanos,
+    },
     /// The client went away.
-    Hangup { of: Try },
+    Hangup {
+        of: Try,
+    },
     // router → clients
-    Begun { of: Try },
-    Ended { of: Try, end: End },
+    Begun {
+        of: Try,
+    },
+    Ended {
+        of: Try,
+        end: End,
+    },
     // router → replica
     Submit(Box<Submission>),
     Cancel(Ticket),
-    Follow { resume: Option<Position>, subscription: u64 },
+    Follow {
+        resume: Option<Position>,
+        subscription: u64,
+    },
     // replica → router
-    Heard { replica: usize, items: Vec<(Ticket, Progress)> },
-    Refused { ticket: Ticket, refusal: Refusal },
-    Stream { replica: usize, subscription: u64, message: Message },
+    Heard {
+        replica: usize,
+        items: Vec<(Ticket, Progress)>,
+    },
+    Refused {
+        ticket: Ticket,
+        refusal: Refusal,
+    },
+    Stream {
+        replica: usize,
+        subscription: u64,
+        message: Message,
+    },
     // the network's own
     /// Nobody listens there.
-    NoConnection { replica: usize, ticket: Option<Ticket> },
+    NoConnection {
+        replica: usize,
+        ticket: Option<Ticket>,
+    },
     /// The process at the other end is gone, and all connections to it.
-    Reset { peer: Node, epoch: u32, tickets: Vec<Ticket> },
+    Reset {
+        peer: Node,
+        epoch: u32,
+        tickets: Vec<Ticket>,
+    },
     // router → router
     Gossip(Box<Gossip>),
     // control → everybody
-    Purge { namespace: NamespaceId, up_to: Generation },
+    Purge {
+        namespace: NamespaceId,
+        up_to: Generation,
+    },
     /// Time passes for a router.
     Tick,
 }
@@ -109,16 +149,20 @@ impl Word {
     /// A number that tells two words of one kind apart, for the log.
     pub fn number(&self) -> u64 {
         match self {
-            Word::Ask { of, .. } | Word::Hangup { of } | Word::Begun { of } | Word::Ended { of, .. } => (of.call as u64) << 8 | u64::from(of.attempt),
+            Word::Ask { of, .. } | Word::Hangup { of } | Word::Begun { of } | Word::Ended { of, .. } => {
+                (of.call as u64) << 8 | u64::from(of.attempt)
+            }
             Word::Submit(submission) => submission.ticket.0,
             Word::Cancel(ticket) | Word::Refused { ticket, .. } => ticket.0,
             Word::Follow { subscription, .. } => *subscription,
             Word::Heard { items, .. } => items.iter().fold(0, |sum, (ticket, progress)| {
-                sum.rotate_left(7) ^ ticket.0 ^ match progress {
-                    Progress::First { cached_tokens } => u64::from(*cached_tokens) << 1,
-                    Progress::Token { gap_ns } => *gap_ns,
-                    Progress::Finished { tokens } => u64::from(*tokens) << 2,
-                }
+                sum.rotate_left(7)
+                    ^ ticket.0
+                    ^ match progress {
+                        Progress::First { cached_tokens } => u64::from(*cached_tokens) << 1,
+                        Progress::Token { gap_ns } => *gap_ns,
+                        Progress::Finished { tokens } => u64::from(*tokens) << 2,
+                    }
             }),
             Word::Stream { message, .. } => match message {
                 Message::Batch(batch) => batch.sequence,

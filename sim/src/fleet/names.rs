@@ -5,8 +5,14 @@ use base::{AdapterId, ChainRoot, Generation, NamespaceId, TokenId};
 use crate::replica::{MODEL, namespace_key};
 
 /// Of the whole blocks of `tokens`.
-pub fn names(namespace: NamespaceId, generation: Generation, tokens: &[TokenId], page_tokens: u32) -> Vec<u64> {
-    let root = ChainRoot { generation, model: MODEL, layout: [0; 32], adapter: AdapterId(0), salt: Vec::new() };
+pub fn names(
+    namespace: NamespaceId,
+    generation: Generation,
+    tokens: &[TokenId],
+    page_tokens: u32,
+) -> Vec<u64> {
+    let root =
+        ChainRoot { generation, model: MODEL, layout: [0; 32], adapter: AdapterId(0), salt: Vec::new() };
     let mut name = root.hash(&namespace_key(namespace));
     let next = |block: &[TokenId]| {
         name = name.next(block);

@@ -165,11 +165,18 @@ impl RouterNode {
         now: Nanos,
     ) -> Self {
         let mut fleet = Fleet::new(FleetLimits::default(), Rates::default());
-        let seats: SeatSet =
-            (0..facts.replicas).map(|_| fleet.join(Seating { block_tokens: facts.page_tokens, ..Seating::default() }, now).expect("a pool fits into its seats")).collect();
-        let mut breakers = Breakers::new(BreakerConfig::default(), facts.seed ^ at as u64).expect("the default is sound");
+        let seats: SeatSet = (0..facts.replicas)
+            .map(|_| {
+                fleet
+                    .join(Seating { block_tokens: facts.page_tokens, ..Seating::default() }, now)
+                    .expect("a pool fits into its seats")
+            })
+            .collect();
+        let mut breakers =
+            Breakers::new(BreakerConfig::default(), facts.seed ^ at as u64).expect("the default is sound");
         breakers.set_members(now, seats);
-        let admission = Admission::new(admission(&config), capacity(&config, &fleet)).expect("these limits are sound");
+        let admission =
+            Admission::new(admission(&config), capacity(&config, &fleet)).expect("these limits are sound");
         Self {
             at,
             epoch,
@@ -205,8 +212,12 @@ impl RouterNode {
             Word::Heard { items, .. } => self.progress(now, items, facts, out),
             Word::Refused { ticket, refusal } => self.refused(now, ticket, refusal, facts, out),
             Word::NoConnection { replica, ticket } => self.no_connection(now, replica, ticket, facts, out),
-            Word::Reset { peer: Node::Replica(replica), tickets, .. } => self.reset(now, replica, &tickets, facts, out),
-            Word::Stream { replica, subscription, message } => self.stream(now, replica, subscription, message, facts),
+            Word::Reset { peer: Node::Replica(replica), tickets, .. } => {
+                self.reset(now, replica, &tickets, facts, out)
+            }
+            Word::Stream { replica, subscription, message } => {
+                self.stream(now, replica, subscription, message, facts)
+            }
             Word::Gossip(gossip) => {
                 // More routers than the book knows are none here.
                 let _ = self.book.merge(*gossip, now);
@@ -250,7 +261,13 @@ impl RouterNode {
     }
 
     /// Blocks of `names` that the index says `seat` holds.
-    pub fn lookup(&mut self, facts: &Facts, namespace: NamespaceId, generation: Generation, names: &[u64]) -> Vec<u32> {
+    pub fn lookup(
+        &mut self,
+        facts: &Facts,
+        namespace: NamespaceId,
+        generation: Generation,
+        names: &[u64],
+    ) -> Vec<u32> {
         let scope = Scope::namespace(facts.namespace_name(namespace), generation);
         let seats: SeatSet = self.links.iter().map(|link| link.seat).collect();
         self.index.lookup(&scope, names, seats, &mut self.matches);
@@ -306,6 +323,7 @@ fn capacity(config: &RouterConfig, fleet: &Fleet) -> Capacity {
         return Capacity { budget: Work(u64::MAX / 2), work_per_s: 0 };
     };
     let ready = fleet.seats().filter(|(_, replica)| replica.readiness == router::fleet::Readiness::Ready);
-    let per_s = ready.map(|(seat, _)| (1e3 / fleet.speeds().rates(seat).prefill_ms_per_token.max(1e-6)) as u64);
+    let per_s =
+        ready.map(|(seat, _)| (1e3 / fleet.speeds().rates(seat).prefill_ms_per_token.max(1e-6)) as u64);
     Capacity::of(per_s, within)
 }

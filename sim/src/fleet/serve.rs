@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{AdapterId, NamespaceId, Nanos, TokenId};
-use router::admission::{Class, Completion, FailureKind, Offer, Outcome, Start, Tenant, Verdict, Weight, Work};
+use router::admission::{
+    Class, Completion, FailureKind, Offer, Outcome, Start, Tenant, Verdict, Weight, Work,
+};
 use router::book::Reservation;
 use router::breaker::{Answer, Permit};
 use router::decide::{AdapterState, Ask, decide};
@@ -164,7 +166,14 @@ impl RouterNode {
     }
 
     /// The seat, with the right to use it, and what it would have to compute.
-    fn choose(&mut self, now: Nanos, call: usize, excluded: SeatSet, names: &[u64], facts: &Facts) -> Option<(u32, Permit)> {
+    fn choose(
+        &mut self,
+        now: Nanos,
+        call: usize,
+        excluded: SeatSet,
+        names: &[u64],
+        facts: &Facts,
+    ) -> Option<(u32, Permit)> {
         let mut views = std::mem::take(&mut self.views);
         let held = |seat: Seat| self.matches.held(seat);
         self.fleet.views(&self.book, now, held, |_| AdapterState::Loaded, &mut views);
@@ -257,7 +266,9 @@ impl RouterNode {
     /// Ends what a request has at a replica.
     fn leave_replica(&mut self, now: Nanos, call: usize, answer: Answer) -> Option<(Ticket, Seat)> {
         let flight = self.flights.get_mut(&call)?;
-        let Stage::Placed { ticket, permit } = std::mem::replace(&mut flight.stage, Stage::Admitted) else { return None };
+        let Stage::Placed { ticket, permit } = std::mem::replace(&mut flight.stage, Stage::Admitted) else {
+            return None;
+        };
         self.tickets.remove(&ticket);
         self.breakers.answered(now, permit, answer);
         if self.config.plant == Plant::LeaksPlaces {
@@ -277,7 +288,14 @@ impl RouterNode {
         out.say(Node::Clients, ended(flight.of, end));
     }
 
-    pub(super) fn refused(&mut self, now: Nanos, ticket: Ticket, refusal: Refusal, facts: &Facts, out: &mut Out) {
+    pub(super) fn refused(
+        &mut self,
+        now: Nanos,
+        ticket: Ticket,
+        refusal: Refusal,
+        facts: &Facts,
+        out: &mut Out,
+    ) {
         let answer = Answer::of_status(refusal.status(), None);
         let end = End::Refused { status: refusal.status(), code: refusal.code() };
         self.failed(now, ticket, answer, end, facts, out);
@@ -294,7 +312,8 @@ impl RouterNode {
         self.leave_replica(now, call, answer);
         let usable = self.reachable(now);
         let Some(flight) = self.flights.get(&call) else { return };
-        let ready = self.fleet.seats().filter(|(_, replica)| replica.readiness == router::fleet::Readiness::Ready);
+        let ready =
+            self.fleet.seats().filter(|(_, replica)| replica.readiness == router::fleet::Readiness::Ready);
         let ready: SeatSet = ready.map(|(seat, _)| seat).collect();
         let attempt = Attempt {
             answer,
@@ -322,7 +341,8 @@ impl RouterNode {
         let lost = self.flights.values().filter_map(|flight| {
             let Stage::Placed { ticket, permit } = &flight.stage else { return None };
             let waits = now.since(flight.heard);
-            let is_lost = waits > idle || (!flight.begun && dead.has(permit.seat()) && waits > Duration::from_millis(200));
+            let is_lost = waits > idle
+                || (!flight.begun && dead.has(permit.seat()) && waits > Duration::from_millis(200));
             is_lost.then_some((*ticket, permit.seat()))
         });
         for (ticket, seat) in lost.collect::<Vec<_>>() {

@@ -102,7 +102,11 @@ impl Tally {
 
     /// Started, or meant to, and broken off.
     pub fn failed(&self) -> u64 {
-        self.ends.iter().filter(|(code, _)| **code != "answered" && !is_refusal(code)).map(|(_, count)| count).sum()
+        self.ends
+            .iter()
+            .filter(|(code, _)| **code != "answered" && !is_refusal(code))
+            .map(|(_, count)| count)
+            .sum()
     }
 }
 

@@ -35,8 +35,13 @@ pub(super) enum Event {
     /// A client notices that its router is gone.
     Gone(Try),
     Deliver(Letter),
-    StepEnd { replica: usize, epoch: u32 },
-    Tick { router: usize },
+    StepEnd {
+        replica: usize,
+        epoch: u32,
+    },
+    Tick {
+        router: usize,
+    },
     Beat,
     Fault(usize),
     Heal(Heal),
@@ -44,14 +49,35 @@ pub(super) enum Event {
 
 /// What ends a fault.
 pub(super) enum Heal {
-    StartReplica { replica: usize, kept: Option<Box<Replica>> },
-    StartRouter { router: usize },
-    ResumeReplica { replica: usize, epoch: u32 },
-    ResumeRouter { router: usize, epoch: u32 },
-    Speed { replica: usize },
-    Queue { replica: usize },
+    StartReplica {
+        replica: usize,
+        kept: Option<Box<Replica>>,
+    },
+    StartRouter {
+        router: usize,
+    },
+    ResumeReplica {
+        replica: usize,
+        epoch: u32,
+    },
+    ResumeRouter {
+        router: usize,
+        epoch: u32,
+    },
+    Speed {
+        replica: usize,
+    },
+    Queue {
+        replica: usize,
+    },
     /// Whether a draining replica is done.
-    Drained { replica: usize, epoch: u32, down: Duration, memory: super::fault::Memory, by: Nanos },
+    Drained {
+        replica: usize,
+        epoch: u32,
+        down: Duration,
+        memory: super::fault::Memory,
+        by: Nanos,
+    },
     /// Time alone ends it.
     Over,
 }
@@ -147,7 +173,8 @@ impl World {
             self.replicas.push(Place::new(process));
         }
         for at in 0..self.facts.routers {
-            let node = RouterNode::new(at, 0, self.config.router.clone(), &self.facts, BTreeMap::new(), Nanos(0));
+            let node =
+                RouterNode::new(at, 0, self.config.router.clone(), &self.facts, BTreeMap::new(), Nanos(0));
             self.routers.push(Place::new(node));
             self.queue.at(Nanos(at as u64 * 1_000), Event::Tick { router: at });
         }
@@ -311,7 +338,14 @@ impl World {
     // ---- mail
 
     fn letter(&self, from: Node, to: Node, word: Word) -> Letter {
-        Letter { from, from_epoch: self.epoch(from), to, to_epoch: self.epoch(to), sent: self.queue.now(), word }
+        Letter {
+            from,
+            from_epoch: self.epoch(from),
+            to,
+            to_epoch: self.epoch(to),
+            sent: self.queue.now(),
+            word,
+        }
     }
 
     fn epoch(&self, node: Node) -> u32 {
@@ -349,12 +383,16 @@ impl World {
         match letter.to {
             Node::Clients => self.to_clients(letter.word),
             Node::Router(at) => match self.routers[at].life {
-                Life::Stopped if self.routers[at].inbox.len() < INBOX_MAX => self.routers[at].inbox.push(letter),
+                Life::Stopped if self.routers[at].inbox.len() < INBOX_MAX => {
+                    self.routers[at].inbox.push(letter)
+                }
                 Life::Running if self.routers[at].epoch == letter.to_epoch => self.to_router(at, letter),
                 _ => self.bounce(letter),
             },
             Node::Replica(at) => match self.replicas[at].life {
-                Life::Stopped if self.replicas[at].inbox.len() < INBOX_MAX => self.replicas[at].inbox.push(letter),
+                Life::Stopped if self.replicas[at].inbox.len() < INBOX_MAX => {
+                    self.replicas[at].inbox.push(letter)
+                }
                 Life::Running if self.replicas[at].epoch == letter.to_epoch => self.to_replica(at, letter),
                 _ => self.bounce(letter),
             },
@@ -478,7 +516,9 @@ impl World {
                 let messages = replica.follow(resume);
                 self.subscribers[at].retain(|subscriber| subscriber.router != router);
                 self.subscribers[at].push(Subscriber { router, epoch: letter.from_epoch, subscription });
-                messages.into_iter().for_each(|message| self.tell_one(at, self.subscribers[at].len() - 1, message));
+                messages
+                    .into_iter()
+                    .for_each(|message| self.tell_one(at, self.subscribers[at].len() - 1, message));
                 let beat = self.heartbeat(at);
                 self.tell_one(at, self.subscribers[at].len() - 1, beat);
             }
@@ -568,7 +608,10 @@ impl World {
         self.beats += 1;
         self.watch_idleness();
         if self.beats.is_multiple_of(BEATS_PER_HEARTBEAT) {
-            for at in (0..self.replicas.len()).filter(|&at| self.replicas[at].life == Life::Running).collect::<Vec<_>>() {
+            for at in (0..self.replicas.len())
+                .filter(|&at| self.replicas[at].life == Life::Running)
+                .collect::<Vec<_>>()
+            {
                 let beat = self.heartbeat(at);
                 (0..self.subscribers[at].len()).for_each(|index| self.tell_one(at, index, beat.clone()));
             }
@@ -579,7 +622,8 @@ impl World {
     /// How long each replica has had nothing to do while another lets requests wait.
     fn watch_idleness(&mut self) {
         let now = self.queue.now();
-        let waits: Vec<bool> = self.replicas.iter().map(|of| of.process.as_ref().is_some_and(|r| r.waiting() > 0)).collect();
+        let waits: Vec<bool> =
+            self.replicas.iter().map(|of| of.process.as_ref().is_some_and(|r| r.waiting() > 0)).collect();
         for (at, place) in self.replicas.iter().enumerate() {
             let is_idle = place.process.as_ref().is_some_and(Replica::is_idle);
             let others_wait = waits.iter().enumerate().any(|(other, waits)| other != at && *waits);

@@ -44,7 +44,8 @@ impl Replica {
     fn admit(&mut self) {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.config.step_seqs {
-            let is_blocked = self.waiting[at].blocked_on.is_some_and(|name| self.computing.contains_key(&name));
+            let is_blocked =
+                self.waiting[at].blocked_on.is_some_and(|name| self.computing.contains_key(&name));
             if is_blocked {
                 at += 1;
                 continue;
@@ -246,7 +247,9 @@ impl Replica {
     pub(super) fn sweep(&mut self) {
         if self.is_unswept {
             let floors = &self.floors;
-            let is_old = |key: &kvcache::TreeKey| floors.get(&key.namespace).is_some_and(|floor| key.generation < *floor);
+            let is_old = |key: &kvcache::TreeKey| {
+                floors.get(&key.namespace).is_some_and(|floor| key.generation < *floor)
+            };
             self.cache.clear_pages(is_old, usize::MAX);
             self.is_unswept = self.cache.pages_of(is_old) > 0;
         }

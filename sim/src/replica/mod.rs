@@ -342,7 +342,10 @@ impl Replica {
     /// The integrity law of the cache and of what is told of it.
     pub fn check(&self) -> Result<(), IntegrityError> {
         self.cache.check()?;
-        self.running.iter().filter_map(|seq| seq.lease.as_ref()).try_for_each(|lease| self.cache.check_lease(lease))
+        self.running
+            .iter()
+            .filter_map(|seq| seq.lease.as_ref())
+            .try_for_each(|lease| self.cache.check_lease(lease))
     }
 
     pub fn names(&self, namespace: NamespaceId, generation: Generation, tokens: &[TokenId]) -> Vec<u64> {

@@ -30,10 +30,16 @@ impl Ticket {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// The prompt is computed and a token drawn; so many tokens of it were found.
-    First { cached_tokens: u32 },
+    First {
+        cached_tokens: u32,
+    },
     /// A further token, so long after the one before.
-    Token { gap_ns: u64 },
-    Finished { tokens: u32 },
+    Token {
+        gap_ns: u64,
+    },
+    Finished {
+        tokens: u32,
+    },
 }
 
 pub struct Seq {

@@ -106,7 +106,9 @@ impl Stream {
                 for name in names.iter().map(|name| name.low64()) {
                     let Some(owner) = self.held.remove(&name) else { continue };
                     match changes.last_mut() {
-                        Some(Change::Removed { namespace, names }) if *namespace == owner.namespace => names.push(name),
+                        Some(Change::Removed { namespace, names }) if *namespace == owner.namespace => {
+                            names.push(name)
+                        }
                         _ => changes.push(Change::Removed { namespace: owner.namespace, names: vec![name] }),
                     }
                 }

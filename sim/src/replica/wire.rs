@@ -54,7 +54,11 @@ pub struct Run {
 impl Run {
     pub fn of(stored: &Stored) -> Self {
         Self {
-            owner: Owner { namespace: stored.namespace, generation: stored.generation, adapter: stored.adapter },
+            owner: Owner {
+                namespace: stored.namespace,
+                generation: stored.generation,
+                adapter: stored.adapter,
+            },
             parent: stored.parent.map(|name| name.low64()),
             names: stored.names.iter().map(|name| name.low64()).collect(),
         }
@@ -65,9 +69,16 @@ impl Run {
 pub enum Change {
     Stored(Run),
     /// Children before parents; all of one namespace.
-    Removed { namespace: NamespaceId, names: Vec<u64> },
+    Removed {
+        namespace: NamespaceId,
+        names: Vec<u64>,
+    },
     Cleared,
-    Purged { namespace: NamespaceId, up_to: Generation, blocks: u64 },
+    Purged {
+        namespace: NamespaceId,
+        up_to: Generation,
+        blocks: u64,
+    },
 }
 
 /// One step's changes.
@@ -171,9 +182,9 @@ impl Message {
                 oldest_sequence: *oldest,
                 next_sequence: *next,
             }),
-            Message::Page { runs } => {
-                Says::SnapshotPage(v1::SnapshotPage { runs: runs.iter().map(|run| run.proto(&name)).collect() })
-            }
+            Message::Page { runs } => Says::SnapshotPage(v1::SnapshotPage {
+                runs: runs.iter().map(|run| run.proto(&name)).collect(),
+            }),
             Message::End { next, blocks } => {
                 Says::SnapshotEnd(v1::SnapshotEnd { next: Some(next.proto()), blocks: *blocks })
             }

@@ -45,11 +45,17 @@ impl Report {
 
 fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: &str, what: &str) {
     let what = what.replace('&', "&amp;").replace('<', "&lt;");
-    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{what}</text>");
+    let _ = writeln!(
+        svg,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{what}</text>"
+    );
 }
 
 fn line(svg: &mut String, [x1, y1, x2, y2]: [f64; 4], colour: &str) {
-    let _ = writeln!(svg, "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>");
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>"
+    );
 }
 
 fn frame(svg: &mut String, panel: Panel, title: &str) {
@@ -66,7 +72,9 @@ fn curves(svg: &mut String, rows: &[Row]) {
     let low = all().map(|ttft| ttft.percentile_ms(1.0)).fold(f64::MAX, f64::min).clamp(0.1, 1e6);
     let high = all().map(|ttft| ttft.percentile_ms(99.5)).fold(1.0, f64::max).max(low * 10.0);
     let (from, to) = (low.log10().floor(), high.log10().ceil());
-    let x = |ms: f64| panel.left + (ms.max(1e-3).log10() - from).clamp(0.0, to - from) / (to - from) * panel.width;
+    let x = |ms: f64| {
+        panel.left + (ms.max(1e-3).log10() - from).clamp(0.0, to - from) / (to - from) * panel.width
+    };
     let y = |share: f64| panel.top + (1.0 - share) * panel.height;
     for decade in from as i32..=to as i32 {
         let at = 10f64.powi(decade);
@@ -80,8 +88,13 @@ fn curves(svg: &mut String, rows: &[Row]) {
     }
     frame(svg, panel, "Requests whose first token came within …");
     for (row, colour) in rows.iter().zip(COLOURS.iter().cycle()) {
-        let points: Vec<String> =
-            row.tally.ttft.curve().iter().map(|(ms, share)| format!("{:.1},{:.1}", x(*ms), y(*share))).collect();
+        let points: Vec<String> = row
+            .tally
+            .ttft
+            .curve()
+            .iter()
+            .map(|(ms, share)| format!("{:.1},{:.1}", x(*ms), y(*share)))
+            .collect();
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
@@ -93,7 +106,8 @@ fn curves(svg: &mut String, rows: &[Row]) {
 /// Token work of each replica, a group of bars for each policy, busiest first.
 fn bars(svg: &mut String, rows: &[Row], replicas: usize) {
     let panel = BARS;
-    let most = rows.iter().flat_map(|row| row.tally.replicas.iter().map(|of| of.work())).max().unwrap_or(0).max(1);
+    let most =
+        rows.iter().flat_map(|row| row.tally.replicas.iter().map(|of| of.work())).max().unwrap_or(0).max(1);
     let group = panel.width / rows.len().max(1) as f64;
     let bar = (group - 14.0) / replicas.max(1) as f64;
     for quarter in 1..=4 {
@@ -125,10 +139,20 @@ fn legend(svg: &mut String, rows: &[Row]) {
         let (column, line) = (at % 2, at / 2);
         let (x, y) = (70.0 + 530.0 * column as f64, 452.0 + 28.0 * line as f64);
         let of = row.figures();
-        let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{:.1}\" width=\"14\" height=\"14\" fill=\"{colour}\"/>", y - 12.0);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x}\" y=\"{:.1}\" width=\"14\" height=\"14\" fill=\"{colour}\"/>",
+            y - 12.0
+        );
         let said = format!(
             "{}: hit {:.1} %, TTFT mean {:.0} ms, p99 {:.0} ms, ITL p99 {:.1} ms, {:.2} good/s, max/min {:.2}",
-            row.policy, of.hit_rate * 100.0, of.ttft_ms_mean, of.ttft_ms_p99, of.itl_ms_p99, of.goodput_per_s, of.imbalance
+            row.policy,
+            of.hit_rate * 100.0,
+            of.ttft_ms_mean,
+            of.ttft_ms_p99,
+            of.itl_ms_p99,
+            of.goodput_per_s,
+            of.imbalance
         );
         text(svg, x + 22.0, y, "start", "12", &said);
     }

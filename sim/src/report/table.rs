@@ -3,7 +3,17 @@
 use super::{Figures, Report};
 
 const HEADS: [&str; 11] = [
-    "policy", "hit %", "TTFT mean", "p50", "p90", "p99 ms", "ITL p50", "p99 ms", "good/s", "max/min", "refused",
+    "policy",
+    "hit %",
+    "TTFT mean",
+    "p50",
+    "p90",
+    "p99 ms",
+    "ITL p50",
+    "p99 ms",
+    "good/s",
+    "max/min",
+    "refused",
 ];
 
 impl Report {

@@ -3,7 +3,10 @@
 
 use base::Nanos;
 
-use super::{Call, Class, OUTPUT, PROMPT, PROMPT_TOKENS_MAX, Segment, Start, Trace, TraceError, at_line, lines, own_text};
+use super::{
+    Call, Class, OUTPUT, PROMPT, PROMPT_TOKENS_MAX, Segment, Start, Trace, TraceError, at_line, lines,
+    own_text,
+};
 
 pub fn parse(path: &str, text: &str) -> Result<Trace, TraceError> {
     let mut origin = None;
@@ -61,7 +64,9 @@ fn nanos(text: &str) -> Result<u64, String> {
 fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     let valid = (1970..3000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
     let (year, month) = if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
-    valid.then(|| (year - 1969) * 365 + year / 4 - year / 100 + year / 400 - 477 + (month * 153 + 2) / 5 + day - 1)
+    valid.then(|| {
+        (year - 1969) * 365 + year / 4 - year / 100 + year / 400 - 477 + (month * 153 + 2) / 5 + day - 1
+    })
 }
 
 #[cfg(test)]

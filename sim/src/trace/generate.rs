@@ -153,7 +153,8 @@ fn one(talk: &Talk, texts: Texts, rng: &mut SplitMix) -> Vec<Call> {
     let mut calls = Vec::new();
     for turn in 0..turns.max(1) {
         said.push(Segment { id: texts.id(u64::from(turn) * 2), tokens: length(rng, talk.ask_tokens) });
-        let output = Segment { id: texts.id(u64::from(turn) * 2 + 1), tokens: length(rng, talk.answer_tokens) };
+        let output =
+            Segment { id: texts.id(u64::from(turn) * 2 + 1), tokens: length(rng, talk.answer_tokens) };
         let think = Duration::from_secs_f64(exponential(rng, talk.think.as_secs_f64()));
         calls.push(Call {
             start: Start::After { call: 0, think },

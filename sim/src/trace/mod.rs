@@ -42,7 +42,8 @@ pub struct Segment {
 impl Segment {
     /// Token `index` of the text.
     pub fn token(self, index: u32) -> TokenId {
-        let mixed = (self.id ^ u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (self.id ^ u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+            .wrapping_mul(0xBF58_476D_1CE4_E5B9);
         (mixed >> 40) as u32
     }
 }
@@ -138,8 +139,8 @@ impl Trace {
     /// Reads a file of any format known; which one, its first line says.
     pub fn read(path: &Path) -> Result<Trace, TraceError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TraceError::Io { path: shown.clone(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| TraceError::Io { path: shown.clone(), source })?;
         Self::parse(&shown, &text)
     }
 
@@ -170,7 +171,8 @@ impl Trace {
             Start::At(at) => at,
             Start::After { .. } => unreachable!("files have times"),
         });
-        let name = Path::new(path).file_stem().map_or_else(|| path.to_owned(), |stem| stem.to_string_lossy().into());
+        let name =
+            Path::new(path).file_stem().map_or_else(|| path.to_owned(), |stem| stem.to_string_lossy().into());
         Ok(Trace { name, tenants, calls })
     }
 
@@ -232,7 +234,11 @@ fn at_line<T>(path: &str, line: usize, parsed: Result<T, String>) -> Result<T, T
 }
 
 /// Segments of `block_tokens` for ids of blocks; the last one holds what is left of `tokens`.
-fn blocks(ids: impl ExactSizeIterator<Item = u64>, tokens: u64, block_tokens: u32) -> Result<Vec<Segment>, String> {
+fn blocks(
+    ids: impl ExactSizeIterator<Item = u64>,
+    tokens: u64,
+    block_tokens: u32,
+) -> Result<Vec<Segment>, String> {
     if tokens == 0 || tokens > PROMPT_TOKENS_MAX {
         return Err(format!("a prompt of {tokens} tokens; 1 to {PROMPT_TOKENS_MAX} can be asked"));
     }
@@ -243,7 +249,8 @@ fn blocks(ids: impl ExactSizeIterator<Item = u64>, tokens: u64, block_tokens: u3
     if count != whole {
         return Err(format!("{count} blocks of {block_tokens} for {tokens} tokens, which take {whole}"));
     }
-    let size = |index: usize| (tokens - index as u64 * u64::from(block_tokens)).min(u64::from(block_tokens)) as u32;
+    let size =
+        |index: usize| (tokens - index as u64 * u64::from(block_tokens)).min(u64::from(block_tokens)) as u32;
     Ok(ids.enumerate().map(|(index, id)| Segment { id, tokens: size(index) }).collect())
 }
 

@@ -42,8 +42,13 @@ mod tests {
 
     #[test]
     fn the_last_block_holds_what_is_left() {
-        let call = line(r#"{"timestamp": 27.5, "input_length": 1100, "output_length": 3, "hash_ids": [0, 7, 9]}"#).unwrap();
-        assert_eq!(call.prompt.iter().map(|s| (s.id, s.tokens)).collect::<Vec<_>>(), [(0, 512), (7, 512), (9, 76)]);
+        let call =
+            line(r#"{"timestamp": 27.5, "input_length": 1100, "output_length": 3, "hash_ids": [0, 7, 9]}"#)
+                .unwrap();
+        assert_eq!(
+            call.prompt.iter().map(|s| (s.id, s.tokens)).collect::<Vec<_>>(),
+            [(0, 512), (7, 512), (9, 76)]
+        );
         assert_eq!((call.start, call.output.tokens), (Start::At(Nanos(27_500_000)), 3));
         assert_eq!(call.tokens().len(), 1100);
     }

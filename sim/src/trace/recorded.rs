@@ -17,7 +17,9 @@ use std::time::Duration;
 use base::Nanos;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Class, OUTPUT, PROMPT, Segment, Start, Trace, TraceError, at_line, blocks, lines, own_text};
+use super::{
+    Call, Class, OUTPUT, PROMPT, Segment, Start, Trace, TraceError, at_line, blocks, lines, own_text,
+};
 
 /// Most tenants of one recording.
 const TENANTS_MAX: usize = 65_536;
@@ -77,7 +79,10 @@ pub fn parse(path: &str, text: &str) -> Result<Trace, TraceError> {
 fn call(recorded: &RecordedCall, tenant: u16, number: u64) -> Result<Call, String> {
     let prompt = prompt(recorded, number)?;
     let last = prompt.last().map_or(number, |segment| segment.id);
-    let session = recorded.session.as_ref().map(|name| name.bytes().fold(7, |hash, byte| own_text(hash & 0x3f, hash ^ u64::from(byte))));
+    let session = recorded
+        .session
+        .as_ref()
+        .map(|name| name.bytes().fold(7, |hash, byte| own_text(hash & 0x3f, hash ^ u64::from(byte))));
     Ok(Call {
         start: Start::At(Nanos((millis(recorded.arrival_ms)? * 1e6) as u64)),
         tenant,
@@ -87,7 +92,10 @@ fn call(recorded: &RecordedCall, tenant: u16, number: u64) -> Result<Call, Strin
         },
         prompt,
         output: Segment { id: own_text(OUTPUT, last), tokens: recorded.output_tokens.max(1) },
-        deadline: recorded.deadline_ms.map(|ms| millis(ms).map(|ms| Duration::from_secs_f64(ms / 1e3))).transpose()?,
+        deadline: recorded
+            .deadline_ms
+            .map(|ms| millis(ms).map(|ms| Duration::from_secs_f64(ms / 1e3)))
+            .transpose()?,
         session,
     })
 }
@@ -100,13 +108,25 @@ fn prompt(recorded: &RecordedCall, number: u64) -> Result<Vec<Segment>, String> 
     let mut ids = names.collect::<Result<Vec<u64>, String>>()?;
     let named = ids.len() as u64 * u64::from(recorded.block_tokens);
     if named > recorded.prompt_tokens {
-        return Err(format!("{} blocks of {} exceed {} tokens", ids.len(), recorded.block_tokens, recorded.prompt_tokens));
+        return Err(format!(
+            "{} blocks of {} exceed {} tokens",
+            ids.len(),
+            recorded.block_tokens,
+            recorded.prompt_tokens
+        ));
     }
     if ids.is_empty() {
-        return blocks([own_text(PROMPT, number)].into_iter(), recorded.prompt_tokens, recorded.prompt_tokens.min(1 << 31) as u32);
+        return blocks(
+            [own_text(PROMPT, number)].into_iter(),
+            recorded.prompt_tokens,
+            recorded.prompt_tokens.min(1 << 31) as u32,
+        );
     }
     let rest = recorded.prompt_tokens - named;
-    ids.extend((0..rest.div_ceil(u64::from(recorded.block_tokens))).map(|part| own_text(PROMPT, number << 20 | part)));
+    ids.extend(
+        (0..rest.div_ceil(u64::from(recorded.block_tokens)))
+            .map(|part| own_text(PROMPT, number << 20 | part)),
+    );
     blocks(ids.into_iter(), recorded.prompt_tokens, recorded.block_tokens)
 }
 
@@ -134,8 +154,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let second = RecordedCall { tenant: "b".to_owned(), arrival_ms: 10.0, blocks: Vec::new(), class: None, ..recorded() };
-        let lines: Vec<String> = [recorded(), second].iter().map(|call| serde_json::to_string(call).unwrap()).collect();
+        let second = RecordedCall {
+            tenant: "b".to_owned(),
+            arrival_ms: 10.0,
+            blocks: Vec::new(),
+            class: None,
+            ..recorded()
+        };
+        let lines: Vec<String> =
+            [recorded(), second].iter().map(|call| serde_json::to_string(call).unwrap()).collect();
         let trace = Trace::parse("r.jsonl", &lines.join("\n")).unwrap();
         assert_eq!(trace.tenants, ["a", "b"]);
         let [first, second] = &trace.calls[..] else { panic!("two calls") };
@@ -148,7 +175,11 @@ mod tests {
     #[test]
     fn unknown_fields_and_bad_names_are_refused() {
         let line = serde_json::to_string(&recorded()).unwrap();
-        for bad in [line.replace("9f3c", "zzzz"), line.replace("\"tenant\"", "\"tennant\""), line.replace("130", "100")] {
+        for bad in [
+            line.replace("9f3c", "zzzz"),
+            line.replace("\"tenant\"", "\"tennant\""),
+            line.replace("130", "100"),
+        ] {
             assert_eq!(Trace::parse("r.jsonl", &bad).unwrap_err().kind(), "line", "{bad}");
         }
     }
