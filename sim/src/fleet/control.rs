@@ -203,7 +203,7 @@ impl World {
         }
         self.replicas[at].life = Life::Running;
         for letter in std::mem::take(&mut self.replicas[at].inbox) {
-            self.to_replica(at, letter);
+            self.give_replica(at, letter);
         }
         if std::mem::take(&mut self.late_steps[at]) {
             self.step_end(at, epoch);
@@ -219,7 +219,7 @@ impl World {
         // What it could not hear while it stood still it does not know.
         self.contacts[at].iter_mut().for_each(|contact| contact.heard = now);
         for letter in std::mem::take(&mut self.routers[at].inbox) {
-            self.to_router(at, letter);
+            self.give_router(at, letter);
         }
     }
 

@@ -230,7 +230,7 @@ impl World {
             Event::Tick { router } => {
                 let letter = self.letter(Node::Router(router), Node::Router(router), Word::Tick);
                 if self.routers[router].running().is_some() {
-                    self.to_router(router, letter);
+                    self.give_router(router, letter);
                 }
                 self.queue.after(self.config.router.tick_every, Event::Tick { router });
             }
@@ -291,7 +291,7 @@ impl World {
         self.clients.stop_listening(call);
     }
 
-    fn to_clients(&mut self, word: Word) {
+    fn give_clients(&mut self, word: Word) {
         let now = self.queue.now();
         match word {
             Word::Begun { of } if self.clients.listens(of) => {
@@ -381,19 +381,19 @@ impl World {
         let about = [letter.from.number() << 32 | letter.to.number(), letter.word.number(), letter.sent.0];
         self.journal.note(now, letter.word.name(), about);
         match letter.to {
-            Node::Clients => self.to_clients(letter.word),
+            Node::Clients => self.give_clients(letter.word),
             Node::Router(at) => match self.routers[at].life {
                 Life::Stopped if self.routers[at].inbox.len() < INBOX_MAX => {
                     self.routers[at].inbox.push(letter)
                 }
-                Life::Running if self.routers[at].epoch == letter.to_epoch => self.to_router(at, letter),
+                Life::Running if self.routers[at].epoch == letter.to_epoch => self.give_router(at, letter),
                 _ => self.bounce(letter),
             },
             Node::Replica(at) => match self.replicas[at].life {
                 Life::Stopped if self.replicas[at].inbox.len() < INBOX_MAX => {
                     self.replicas[at].inbox.push(letter)
                 }
-                Life::Running if self.replicas[at].epoch == letter.to_epoch => self.to_replica(at, letter),
+                Life::Running if self.replicas[at].epoch == letter.to_epoch => self.give_replica(at, letter),
                 _ => self.bounce(letter),
             },
         }
@@ -428,7 +428,7 @@ impl World {
 
     // ---- routers
 
-    pub fn to_router(&mut self, at: usize, letter: Letter) {
+    pub fn give_router(&mut self, at: usize, letter: Letter) {
         let now = self.queue.now();
         self.note_contact(at, &letter);
         let Some(router) = self.routers[at].running() else { return };
@@ -498,7 +498,7 @@ impl World {
 
     // ---- replicas
 
-    pub fn to_replica(&mut self, at: usize, letter: Letter) {
+    pub fn give_replica(&mut self, at: usize, letter: Letter) {
         let now = self.queue.now();
         let from = letter.from;
         let Some(replica) = self.replicas[at].running() else { return };
