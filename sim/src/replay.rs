@@ -81,7 +81,9 @@ pub fn replay(replay: &Replay, trace: Trace) -> Result<Report, ReplayError> {
 }
 
 fn one(replay: &Replay, policy: Policy, trace: &Arc<Trace>) -> Row {
-    let router = RouterConfig { admit_within: replay.admit_within, ..RouterConfig::new(policy) };
+    // A slow policy is shown as slow, not as broken off.
+    let idle_max = Duration::from_secs(3_600);
+    let router = RouterConfig { admit_within: replay.admit_within, idle_max, ..RouterConfig::new(policy) };
     let mut config = FleetConfig::new(replay.seed, replay.replicas, replay.replica.clone(), router);
     config.routers = replay.routers;
     config.slo = replay.slo;

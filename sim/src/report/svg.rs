@@ -9,7 +9,7 @@ use std::fmt::Write;
 use super::{Report, Row};
 
 const WIDTH: f64 = 1120.0;
-const HEIGHT: f64 = 560.0;
+const HEIGHT: f64 = 580.0;
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555"];
 const INK: &str = "#1a1a1a";
 const FAINT: &str = "#d9d9d9";
@@ -136,8 +136,7 @@ fn bars(svg: &mut String, rows: &[Row], replicas: usize) {
 
 fn legend(svg: &mut String, rows: &[Row]) {
     for (at, (row, colour)) in rows.iter().zip(COLOURS.iter().cycle()).enumerate() {
-        let (column, line) = (at % 2, at / 2);
-        let (x, y) = (70.0 + 530.0 * column as f64, 452.0 + 28.0 * line as f64);
+        let (x, y) = (70.0, 448.0 + 24.0 * at as f64);
         let of = row.figures();
         let _ = writeln!(
             svg,
