@@ -49,7 +49,7 @@ fn main() {
 }
 
 fn prompts(text: &str, size: usize) -> Vec<&str> {
-    let cut = |at: usize| text.floor_char_boundary(at);
+    let cut = |at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     (0..text.len() / size).take(PROMPTS_MAX).map(|n| &text[cut(n * size)..cut((n + 1) * size)]).collect()
 }
 
