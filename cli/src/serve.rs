@@ -51,6 +51,7 @@ async fn serve(
     let app = App::loading(launch.server_config(), Arc::clone(&clock));
     let events = launch.publish_events(&clock).await?;
     events.iter().for_each(|hub| app.publish(hub.clone()));
+    grpc_address.iter().for_each(|address| app.grpc_at(address.port()));
     let (stop, stopped) = watch::channel(false);
     let mut server = tokio::spawn(both(app.clone(), listener, grpc, stopped));
     say(&format!("loading:      {} at {} (503 until ready)", launch.source, url(address)));

@@ -254,6 +254,20 @@ async fn several_models_are_several_pools() {
 }
 
 #[tokio::test]
+async fn a_replica_that_comes_back_with_another_model_changes_pools() {
+    let mock = Mock::start(FINE).await;
+    let under = Under::start(&[&mock]).await;
+    mock.set_healthy(false);
+    until(|| under.router.replicas_ready() == 0).await;
+    mock.serve(&["n"]);
+    mock.set_healthy(true);
+    until(|| under.router.replicas_ready() == 1).await;
+    assert_eq!(under.post("/v1/completions", &json!({"model": "n", "prompt": "x"})).await.status, 200);
+    assert_eq!(under.chat("x").await.code(), "no_replica", "nobody serves the old one");
+    under.is_idle().await;
+}
+
+#[tokio::test]
 async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let mock = Mock::start(Script::Stream).await;
     let mut under = Under::start(&[&mock]).await;

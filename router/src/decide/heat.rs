@@ -97,14 +97,18 @@ mod tests {
     #[test]
     fn heat_fades() {
         let mut heat = Heat::default();
-        (1..=20).for_each(|i| drop(heat.note(&names(100, i), seconds(0)).blocks));
+        (1..=20).for_each(|i| {
+            let _ = heat.note(&names(100, i), seconds(0));
+        });
         assert_eq!(heat.note(&names(100, 30), seconds(120)), Hot::default());
     }
 
     #[test]
     fn a_cold_name_never_inherits_anothers_heat() {
         let mut heat = Heat::default();
-        (0..50).for_each(|_| drop(heat.note(&[7], seconds(0)).blocks));
+        (0..50).for_each(|_| {
+            let _ = heat.note(&[7], seconds(0));
+        });
         assert_eq!(heat.note(&[7 + SLOTS as u64], seconds(0)), Hot::default());
         assert_eq!(heat.note(&[7], seconds(0)).blocks, 1);
     }

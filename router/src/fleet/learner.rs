@@ -240,10 +240,8 @@ impl Fit {
                 return None;
             }
             for a in (0..3).filter(|a| *a != p) {
-                let times = m[a][p] / m[p][p];
-                for b in p..4 {
-                    m[a][b] -= times * m[p][b];
-                }
+                let (times, pivot) = (m[a][p] / m[p][p], m[p]);
+                m[a].iter_mut().zip(pivot).skip(p).for_each(|(left, above)| *left -= times * above);
             }
         }
         let x: [f64; 3] = std::array::from_fn(|c| m[c][3] / m[c][c]);

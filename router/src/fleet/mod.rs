@@ -88,7 +88,7 @@ impl Fleet {
     /// A replica told its load.
     pub fn observe(&mut self, seat: Seat, record: v1::LoadRecord, now: Nanos) {
         let Some(replica) = self.replicas.get_mut(seat.index()).and_then(Option::as_mut) else { return };
-        if let Some(last) = replica.observe(record.clone(), now) {
+        if let Some(last) = replica.observe(record, now) {
             self.speeds.interval(seat, &last, &record, replica.block_tokens);
         }
     }

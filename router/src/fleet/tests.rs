@@ -129,7 +129,7 @@ fn two_load_records_without_a_prefill_teach_a_step() {
     record.set_readiness(v1::Readiness::Ready);
     let before = fleet.speeds().rates(seat).decode_step_ms(4.0, 0.0);
     for at in 0..200 {
-        fleet.observe(seat, record.clone(), Nanos(at));
+        fleet.observe(seat, record, Nanos(at));
         record.unix_ms += 100;
         record.steps += 10;
         record.step_ns += 10 * 40_000_000;

@@ -49,7 +49,7 @@ fn stored(n: u64) -> Vec<u8> {
         block_tokens: 4,
         medium: "GPU",
     };
-    batch(if n % 2 == 0 { Dialect::Lists } else { Dialect::Maps }, n as f64, &[change])
+    batch(if n.is_multiple_of(2) { Dialect::Lists } else { Dialect::Maps }, n as f64, &[change])
 }
 
 struct World {

@@ -18,7 +18,7 @@ use base::{Generation, NamespaceId, Nanos, Tier};
 use router::admission::{Admission, AdmissionConfig, Capacity, ClassPolicy, QueueLimits, Rest, Work};
 use router::book::{Book, BookLimits, RouterId};
 use router::breaker::{BreakerConfig, Breakers};
-use router::decide::{Policy, View};
+use router::decide::{Heat, Policy, View};
 use router::fleet::{Fleet, FleetLimits, Rates, Seating};
 use router::index::{Index, IndexConfig, Matches, Scope};
 use router::retry::{RetryBudget, RetryConfig};
@@ -138,6 +138,7 @@ pub struct RouterNode {
     pub admission: Admission,
     pub breakers: Breakers,
     pub retries: RetryBudget,
+    pub(super) heat: Heat,
     pub(super) flights: BTreeMap<usize, Flight>,
     /// Replicas whose connections broke, until they are heard of again.
     pub(super) unreachable: SeatSet,
@@ -187,6 +188,7 @@ impl RouterNode {
             admission,
             breakers,
             retries: RetryBudget::new(RetryConfig::default()),
+            heat: Heat::default(),
             flights: BTreeMap::new(),
             unreachable: SeatSet::EMPTY,
             tickets: BTreeMap::new(),

@@ -183,6 +183,7 @@ impl RouterNode {
         let reachable = self.reachable(now);
         let mut excluded = SeatSet(excluded.0 | !reachable.0);
         let trace = &facts.trace.calls[call];
+        let hot = self.heat.note(names, now);
         let mut chosen = None;
         for _ in 0..CHOICES_MAX {
             let ask = Ask {
@@ -191,6 +192,7 @@ impl RouterNode {
                 output_tokens: self.output_mean as u32,
                 adapter: AdapterId(0),
                 session: trace.session.and_then(|session| self.sessions.get(&session).copied()),
+                hot,
                 prefix: names.first().copied().unwrap_or(call as u64),
                 turn: self.placed,
                 seed: facts.seed ^ (self.at as u64) << 48 ^ self.placed,
