@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::flags::{Engine, EngineFlags, RouteFlags};
-use crate::{bench, cache, chat, config, doctor, purge, reference, route, verify, version};
+use crate::{bench, cache, chat, config, doctor, purge, reference, replay, route, verify, version};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,6 +50,9 @@ pub enum Verb {
     /// One address in front of many replicas
     #[command(after_help = route::EXAMPLES)]
     Route(Box<RouteFlags>),
+    /// Compare routing policies over recorded traffic, in simulation
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Talk to a running server
     #[command(after_help = chat::EXAMPLES)]
     Chat(chat::ChatArgs),

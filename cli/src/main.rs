@@ -1,4 +1,4 @@
-//! The binary `quire`: up, serve, route, chat, bench, cache, purge, verify, doctor, config.
+//! The binary `quire`: up, serve, route, replay, chat, bench, cache, purge, verify, doctor, config.
 //!
 //! `main` reads the command line and hands over; each command has its file. What a user may see — help,
 //! settings, errors, exit codes — is held by golden files in `tests/`.
@@ -24,6 +24,7 @@ mod progress;
 mod purge;
 mod receipt;
 mod reference;
+mod replay;
 mod route;
 mod serve;
 mod size;
@@ -78,6 +79,7 @@ fn run(verb: &Verb, settings: &[Setting]) -> Result<(), Failure> {
             logging::start(&flags.log);
             route::run(flags)
         }
+        Verb::Replay(args) => replay::run(args),
         Verb::Chat(args) => {
             logging::start(&LogFlags::quiet());
             chat::start(args)

@@ -18,7 +18,7 @@ pub use cache::{CacheFlags, CacheOptions, KvDtype, Room};
 pub use gpu::{Cascade, Determinism, GpuFlags, GpuOptions, Graphs};
 pub use log::{LogFlags, LogFormat};
 pub use model::{Dtype, Engine, LoadFormat, ModelFlags, ModelOptions, Quantize};
-pub use route::RouteFlags;
+pub use route::{PolicyName, RouteFlags};
 pub use schedule::ScheduleFlags;
 pub use server::{ServerFlags, ServerOptions};
 pub use tiers::{TierFlags, TierOptions};

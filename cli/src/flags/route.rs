@@ -30,7 +30,7 @@ pub enum PolicyName {
 }
 
 impl PolicyName {
-    fn meant(self) -> Policy {
+    pub fn meant(self) -> Policy {
         match self {
             PolicyName::KvAware => Policy::default(),
             PolicyName::RoundRobin => Policy::RoundRobin,
