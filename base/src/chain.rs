@@ -20,6 +20,7 @@ use crate::{AdapterId, Generation, ModelDigest, TokenId};
 pub const CHAIN_BYTES: usize = 32;
 
 const DOMAIN: &[u8] = b"quire.page.v1";
+const CLUSTER_DOMAIN: &[u8] = b"quire.cluster.v1";
 
 /// The name of a page: the hash of everything from the root to its last token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +65,17 @@ impl fmt::Display for ChainHash {
 #[derive(Clone, PartialEq, Eq)]
 pub struct NamespaceKey(pub [u8; 32]);
 
+impl NamespaceKey {
+    /// The key of the namespace of this name wherever a cluster shares `cluster`: replicas that agree on it
+    /// agree on the names of pages, and none need send a key to another.
+    pub fn of_cluster(cluster: &[u8; 32], name: &str) -> Self {
+        let mut mac = keyed(cluster);
+        mac.update(CLUSTER_DOMAIN);
+        mac.update(name.as_bytes());
+        Self(mac.finalize().into_bytes().into())
+    }
+}
+
 /// Never shows the key: it must not reach a log.
 impl fmt::Debug for NamespaceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,8 +98,7 @@ pub struct ChainRoot {
 impl ChainRoot {
     /// `h0`, from which the first page's name follows.
     pub fn hash(&self, key: &NamespaceKey) -> ChainHash {
-        let mut mac =
-            <Hmac<Sha256> as KeyInit>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
+        let mut mac = keyed(&key.0);
         mac.update(DOMAIN);
         mac.update(&self.generation.0.to_le_bytes());
         mac.update(&self.model.0);
@@ -98,9 +109,21 @@ impl ChainRoot {
     }
 }
 
+fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
+    <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes a key of any length")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clusters_keys_differ_by_cluster_and_by_name() {
+        let a = NamespaceKey::of_cluster(&[1; 32], "a");
+        assert!(a == NamespaceKey::of_cluster(&[1; 32], "a"));
+        assert!(a != NamespaceKey::of_cluster(&[1; 32], "b"));
+        assert!(a != NamespaceKey::of_cluster(&[2; 32], "a"));
+    }
 
     fn root() -> ChainRoot {
         ChainRoot {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::flags::{Engine, EngineFlags};
-use crate::{bench, cache, chat, config, doctor, purge, reference, verify, version};
+use crate::flags::{Engine, EngineFlags, RouteFlags};
+use crate::{bench, cache, chat, config, doctor, purge, reference, replay, route, verify, version};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,6 +47,12 @@ pub enum Verb {
     /// Serve a model over the OpenAI API
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
+    /// One address in front of many replicas
+    #[command(after_help = route::EXAMPLES)]
+    Route(Box<RouteFlags>),
+    /// Compare routing policies over recorded traffic, in simulation
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Talk to a running server
     #[command(after_help = chat::EXAMPLES)]
     Chat(chat::ChatArgs),
@@ -123,8 +129,8 @@ mod tests {
     #[test]
     fn every_setting_has_the_environment_name_of_its_flag() {
         let command = command();
-        let serve = command.find_subcommand("serve").unwrap();
-        for arg in serve.get_arguments() {
+        let of = |name: &str| command.find_subcommand(name).unwrap().get_arguments();
+        for arg in of("serve").chain(of("route")) {
             let Some(long) = arg.get_long() else { continue };
             if ["help", "version", "no-enable-prefix-caching"].contains(&long) {
                 continue;

@@ -79,7 +79,7 @@ fn cuda(options: &GpuOptions) -> Result<Opened, GpuError> {
         device.arch.target(),
         device.driver,
     );
-    let sharing = (options.cascade == Cascade::On).then(SharingRule::default);
+    let sharing = (options.cascade == Cascade::On).then(|| SharingRule::of_device(&device.name));
     let options = CudaOptions { determinism, graphs: options.graphs == Graphs::On, sharing };
     Ok(Opened { backend: Box::new(CudaBackend::new(Box::new(gpu), options)), what, kind: Kind::Cuda })
 }
@@ -101,6 +101,9 @@ fn refused(error: &GpuError) -> Failure {
         GpuError::NoDevice { .. } => failure.hint("--device counts from 0"),
         GpuError::NoKernels { .. } => failure.hint(
             "install NVRTC (libnvrtc.so.13), name a folder of kernels with --cuda-kernels, or use --executor cpu",
+        ),
+        GpuError::OtherSources { .. } | GpuError::Folder { .. } => failure.hint(
+            "--cuda-kernels names a folder that `scripts/cuda-check --out` made of the sources of this version",
         ),
         GpuError::Compile { .. } | GpuError::Call { .. } => failure.hint("--executor cpu works without a GPU"),
     }

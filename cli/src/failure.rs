@@ -27,11 +27,13 @@ pub enum Exit {
     Incomplete = 8,
     /// A report is not what the key signed, or is signed by another key.
     Unverified = 9,
+    /// The executor or its device is lost for this process; another start may find it well.
+    Lost = 10,
 }
 
 impl Exit {
     /// Every code with its meaning, for the reference page.
-    pub const ALL: [(u8, &'static str); 10] = [
+    pub const ALL: [(u8, &'static str); 11] = [
         (0, "success; a server that was asked to stop and finished its requests"),
         (Exit::Failed as u8, "something went wrong while running"),
         (Exit::Usage as u8, "the command line or the configuration is wrong; nothing was started"),
@@ -42,6 +44,7 @@ impl Exit {
         (Exit::Storage as u8, "a tier of the cache cannot be opened"),
         (Exit::Incomplete as u8, "a purge is incomplete: something is held, or was not seen to be gone"),
         (Exit::Unverified as u8, "a report is not what its key signed, or is signed by another key"),
+        (Exit::Lost as u8, "the executor or its GPU is lost for this process: start the server again"),
     ];
 }
 

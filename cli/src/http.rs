@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::failure::{Exit, Failure};
-use crate::launch::plain;
+use crate::listen::plain;
 
 /// Largest answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -21,12 +21,12 @@ use runtime::executor::threaded::ThreadedExecutor;
 use runtime::executor::{self, Executor};
 use runtime::files::ModelFiles;
 use runtime::model::{
-    self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, WeightChoice,
+    self, KvChoice, LoadFormat, LoadOptions, MemoryPlan, ModelError, PoolSize, Progress, WeightChoice,
 };
 use runtime::scheduler::SchedulerConfig;
 use runtime::storage::{DEFAULT, Keys, Namespace, Retention, StorageError};
 use runtime::text::{Text, TextError};
-use transfer::NodeSigner;
+use transfer::{ClusterKey, NodeSigner};
 
 use crate::backend::{self, Kind, Opened};
 use crate::demo;
@@ -35,13 +35,12 @@ use crate::flags::{
     self, CacheOptions, EngineFlags, GpuOptions, ModelOptions, Room, ServerOptions, TierOptions,
 };
 use crate::http::Endpoint;
+use crate::listen::listen;
 use crate::progress::LoadProgress;
 use crate::version;
 
 /// KV memory of the demo: plenty for it, and little to others on the machine.
 const DEMO_KV: base::Bytes = base::Bytes(256 << 20);
-/// Connections that wait to be accepted; the kernel caps it at its own `somaxconn`.
-const BACKLOG: i32 = 4096;
 /// Share of the free memory that KV pages get when nothing is said.
 const KV_SHARE: f64 = 0.5;
 /// Vocabulary and pages of the simulated executor.
@@ -106,8 +105,7 @@ impl Launch {
         let tiers = flags.tiers.meant(cache.eviction.into())?;
         schedule.prefetch = tiers.prefetch;
         schedule.namespace_key = drawn_key();
-        let keys = Keys::open(&tiers.storage.namespaces, tiers.storage.key_store.as_ref())
-            .map_err(|e| Failure::usage(e.to_string()))?;
+        let keys = keys(&tiers)?;
         let tenants = tenants(&keys);
         let signer = signer(tiers.sign_key.as_deref())?;
         let secrets = Arc::new(Mutex::new(Some((keys, signer))));
@@ -127,33 +125,12 @@ impl Launch {
 
     /// Takes the port.
     pub fn bind(&self) -> Result<TcpListener, Failure> {
-        self.take(self.server.port, "--port")
+        listen(&self.server.host, self.server.port, "--port")
     }
 
     /// Takes the port for gRPC, if one was asked for.
     pub fn bind_grpc(&self) -> Result<Option<TcpListener>, Failure> {
-        self.server.grpc_port.map(|port| self.take(port, "--grpc-port")).transpose()
-    }
-
-    fn take(&self, port: u16, flag: &str) -> Result<TcpListener, Failure> {
-        let host = self.server.host.as_str();
-        let listener = TcpListener::bind((host, port)).map_err(|e| {
-            let failure =
-                Failure::new(Exit::Address, format!("cannot listen on {host}:{port}: {}", plain(&e)));
-            match e.kind() {
-                std::io::ErrorKind::AddrInUse => failure.hint(format!(
-                    "another process has this port; choose one with {flag}, or {flag} 0 for a free one"
-                )),
-                std::io::ErrorKind::PermissionDenied => {
-                    failure.hint(format!("ports below 1024 need a privilege; use {flag}"))
-                }
-                _ => failure.hint("--host must be an address of this machine"),
-            }
-        })?;
-        // std listens with room for 128; the 129th of a burst would wait a second for its next SYN.
-        rustix::net::listen(&listener, BACKLOG).map_err(std::io::Error::from)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        self.server.grpc_port.map(|port| listen(&self.server.host, port, "--grpc-port")).transpose()
     }
 
     /// What the HTTP server is told.
@@ -284,12 +261,10 @@ impl Launch {
             (_, engine) => engine,
         };
         let Opened { backend, what, kind } = backend::open(engine, self.model.threads, &self.gpu)?;
-        let before = backend.free_bytes().map(base::Bytes).or_else(model::available);
-        let loaded = model::load(files, &self.load_options(kind), backend, &mut LoadProgress::new())
-            .map_err(|e| refused(&e))?;
-        // A plan that cannot be shown does not stop the start.
-        let _ = out.write_all(plan(&loaded.memory, before, &what).as_bytes());
-        let executor = executor::cpu::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
+        let mut told = Told { bar: LoadProgress::new(), out, compute: &what };
+        let loaded =
+            model::load(files, &self.load_options(kind), backend, &mut told).map_err(|e| refused(&e))?;
+        let executor = executor::model::start(loaded, Arc::clone(clock)).map_err(|e| refused(&e))?;
         Ok((Box::new(executor), text))
     }
 
@@ -353,6 +328,13 @@ fn tenants(keys: &Keys) -> Vec<TenantKeys> {
 }
 
 /// What signs purge reports; of this process alone if no file was named.
+fn keys(tiers: &TierOptions) -> Result<Keys, Failure> {
+    let cluster = tiers.cluster_key.as_deref().map(ClusterKey::load).transpose();
+    let cluster = cluster.map_err(|e| Failure::usage(format!("--cluster-key: {e}")))?;
+    Keys::open_in(&tiers.storage.namespaces, tiers.storage.key_store.as_ref(), cluster)
+        .map_err(|e| Failure::usage(e.to_string()))
+}
+
 fn signer(file: Option<&Path>) -> Result<NodeSigner, Failure> {
     match file {
         Some(path) => {
@@ -413,6 +395,9 @@ fn refused(error: &ModelError) -> Failure {
         ModelError::Memory { .. } => {
             failure.hint("less: --quantize q8 or q4, --max-model-len, --max-num-batched-tokens, --kv-memory")
         }
+        ModelError::Device { .. } => {
+            failure.hint("nothing was taken of the GPU; --executor cpu works without it")
+        }
         ModelError::Damaged { .. } | ModelError::ShardMissing { .. } | ModelError::TensorMissing { .. } => {
             failure.hint("fetch the model's files again")
         }
@@ -420,17 +405,37 @@ fn refused(error: &ModelError) -> Failure {
     }
 }
 
-/// What takes memory, and what is left of what was free `before`: KV pages are touched only when used, so
-/// asking now would count them as free.
-fn plan(memory: &MemoryPlan, before: Option<base::Bytes>, compute: &str) -> String {
-    let left = before.map(|free| base::Bytes(free.0.saturating_sub(memory.total().0)));
-    let left = left.map_or_else(|| "unknown".into(), |b| b.to_string());
+/// Who watches a load: a bar for the weights, and the plan of the memory as soon as there is one.
+struct Told<'a> {
+    bar: LoadProgress,
+    out: &'a mut dyn Write,
+    compute: &'a str,
+}
+
+impl Progress for Told<'_> {
+    fn advance(&mut self, done: u64, total: u64) {
+        self.bar.advance(done, total);
+    }
+    fn planned(&mut self, memory: &MemoryPlan) {
+        // A plan that cannot be shown does not stop the start.
+        let _ = self.out.write_all(plan(memory, self.compute).as_bytes());
+    }
+}
+
+/// What takes memory, and what is left.
+fn plan(memory: &MemoryPlan, compute: &str) -> String {
+    let left = memory.headroom.map_or_else(|| "unknown".into(), |b| b.to_string());
+    let reserve = match memory.reserve.0 {
+        0 => String::new(),
+        _ => format!("\x20 reserve     {} for recordings and libraries\n", memory.reserve),
+    };
     format!(
         "compute:      {compute}\n\
          memory:       {}\n\
          \x20 weights     {}\n\
          \x20 KV pages    {} ({} pages of {} tokens, {} tokens in all)\n\
          \x20 buffers     {}\n\
+         {reserve}\
          \x20 headroom    {left}\n",
         memory.total(),
         memory.weights,
@@ -456,17 +461,6 @@ fn drawn_key() -> NamespaceKey {
         part.copy_from_slice(&os_entropy().to_le_bytes());
     }
     NamespaceKey(key)
-}
-
-/// `Address already in use`, without the number that the system calls it by.
-pub fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
-/// `http://127.0.0.1:8000`, with brackets where the address needs them.
-pub fn url(address: SocketAddr) -> String {
-    format!("http://{address}")
 }
 
 #[cfg(test)]

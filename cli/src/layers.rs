@@ -19,7 +19,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Keys of the command line only: a file that names another file, or asks for help, means nothing.
 const NOT_IN_FILES: [&str; 5] = ["config", "help", "version", "json", "no-enable-prefix-caching"];
 /// Never printed.
-const SECRET: [&str; 1] = ["api-key"];
+const SECRET: [&str; 4] = ["api-key", "admin-key", "metrics-key", "replica-key"];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -365,11 +365,13 @@ mod tests {
     #[test]
     fn keys_are_never_shown() {
         check_file(
-            "api-key = [\"s3cret\"]",
+            "api-key = [\"s3cret\"]\nadmin-key = \"s3cret\"\nmetrics-key = \"s3cret\"",
             &[],
             expect![[r#"
-            api-key = (1 set) (file FILE)
-        "#]],
+                api-key = (1 set) (file FILE)
+                admin-key = (1 set) (file FILE)
+                metrics-key = (1 set) (file FILE)
+            "#]],
         );
     }
 }

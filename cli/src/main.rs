@@ -1,4 +1,4 @@
-//! The binary `quire`: up, serve, chat, bench, cache, purge, verify, doctor, config.
+//! The binary `quire`: up, serve, route, replay, chat, bench, cache, purge, verify, doctor, config.
 //!
 //! `main` reads the command line and hands over; each command has its file. What a user may see — help,
 //! settings, errors, exit codes — is held by golden files in `tests/`.
@@ -16,12 +16,16 @@ mod flags;
 mod http;
 mod launch;
 mod layers;
+mod listen;
 mod logging;
 mod operator;
+mod process;
 mod progress;
 mod purge;
 mod receipt;
 mod reference;
+mod replay;
+mod route;
 mod serve;
 mod size;
 mod sse;
@@ -71,6 +75,11 @@ fn run(verb: &Verb, settings: &[Setting]) -> Result<(), Failure> {
             args.check()?;
             serve::run(args.model.as_deref(), &args.engine)
         }
+        Verb::Route(flags) => {
+            logging::start(&flags.log);
+            route::run(flags)
+        }
+        Verb::Replay(args) => replay::run(args),
         Verb::Chat(args) => {
             logging::start(&LogFlags::quiet());
             chat::start(args)

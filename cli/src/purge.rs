@@ -109,7 +109,7 @@ impl Receipt {
         part.push(".part");
         let part = PathBuf::from(part);
         let file = File::create(&part)
-            .map_err(|e| Failure::usage(format!("--out {}: {}", path.display(), crate::launch::plain(&e))))?;
+            .map_err(|e| Failure::usage(format!("--out {}: {}", path.display(), crate::listen::plain(&e))))?;
         Ok(Self { file, part, path: path.to_owned() })
     }
 

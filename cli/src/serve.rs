@@ -7,8 +7,6 @@
 //!
 //! What a person or a script waits for goes to standard output, line by line; logs go to standard error.
 
-use std::future::pending;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,12 +14,13 @@ use base::{Clock, SystemClock};
 use runtime::api::{App, Drained};
 use runtime::events::EventHub;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::failure::{Exit, Failure};
 use crate::flags::EngineFlags;
-use crate::launch::{Launch, Replica, Source, url};
+use crate::launch::{Launch, Replica, Source};
+use crate::listen::url;
+use crate::process::{Signals, cut_by, finish, say, say_draining};
 use crate::version;
 
 /// Serves until a signal; `model` is `None` for the demo.
@@ -52,6 +51,7 @@ async fn serve(
     let app = App::loading(launch.server_config(), Arc::clone(&clock));
     let events = launch.publish_events(&clock).await?;
     events.iter().for_each(|hub| app.publish(hub.clone()));
+    grpc_address.iter().for_each(|address| app.grpc_at(address.port()));
     let (stop, stopped) = watch::channel(false);
     let mut server = tokio::spawn(both(app.clone(), listener, grpc, stopped));
     say(&format!("loading:      {} at {} (503 until ready)", launch.source, url(address)));
@@ -76,22 +76,26 @@ async fn serve(
     say(&format!("ready: {}{grpc_url}", url(address)));
     let name = tokio::select! {
         name = signals.next() => name,
+        reason = engine.lost() => {
+            // Those who wait hear why; what was being copied to lower tiers gets there. Both are bounded.
+            let _ = stop.send(true);
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            let _ = server.await;
+            return Err(lost(&reason));
+        }
         ended = &mut server => {
             ended.map_err(|e| Failure::failed(format!("the server ended: {e}")))??;
             return Err(Failure::failed("the server ended by itself"));
         }
     };
-    say(&format!(
-        "{name}: no new requests; running ones have {} s, a second signal stops now",
-        drain.as_secs()
-    ));
+    say_draining(name, drain);
     let _ = stop.send(true);
     let drained = tokio::select! {
         drained = &mut server => drained.map_err(|e| Failure::failed(format!("the server ended: {e}")))??,
         name = signals.next() => {
             server.abort();
             engine.stop();
-            return Err(Failure::new(Exit::Cut, format!("second signal ({name}): running requests were cut")));
+            return Err(cut_by(name));
         }
     };
     engine.stop();
@@ -117,17 +121,9 @@ async fn both(
     Ok(Drained { finished: http.finished + grpc.finished, cut: http.cut + grpc.cut })
 }
 
-fn finish(drained: Drained) -> Result<(), Failure> {
-    let Drained { finished, cut } = drained;
-    if cut > 0 {
-        return Err(Failure::new(
-            Exit::Cut,
-            format!("stopped: {finished} requests finished, {cut} cut at the deadline"),
-        )
-        .hint("--shutdown-timeout gives them longer"));
-    }
-    say(&format!("stopped: {finished} running requests finished, none cut"));
-    Ok(())
+fn lost(reason: &str) -> Failure {
+    Failure::new(Exit::Lost, format!("the executor is lost: {reason}"))
+        .hint("start the server again; a GPU that keeps failing shows in `nvidia-smi -q` and the kernel's log (Xid)")
 }
 
 /// Loads on a thread of its own: reading weights blocks, and `/health` must answer meanwhile.
@@ -151,30 +147,4 @@ fn say_how_to_talk(url: &str) {
          -d '{{\"model\":\"{}\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is a page?\"}}]}}'",
         crate::demo::NAME
     ));
-}
-
-/// One line to whoever started the server; a closed pipe is their choice, not an error.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let name = tokio::select! {
-            Some(()) = self.term.recv() => "SIGTERM",
-            Some(()) = self.int.recv() => "SIGINT",
-            else => "",
-        };
-        // Both streams ending means that no signal can come any more, not that one came.
-        if name.is_empty() { pending().await } else { name }
-    }
 }

@@ -63,13 +63,13 @@ fn public_key(text: &str) -> Result<String, String> {
 fn read(path: &Path) -> Result<SignedReport, Failure> {
     let refuse = |why: String| Failure::failed(format!("{}: {why}", path.display()));
     let open = std::fs::File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-    let (bytes, file) = open.map_err(|e| refuse(crate::launch::plain(&e)))?;
+    let (bytes, file) = open.map_err(|e| refuse(crate::listen::plain(&e)))?;
     if bytes > FILE_BYTES_MAX {
         return Err(refuse(format!("not a purge report: {} is too much", bytes_human(bytes))));
     }
     let mut text = Vec::new();
     let mut file = std::io::Read::take(file, FILE_BYTES_MAX);
-    std::io::Read::read_to_end(&mut file, &mut text).map_err(|e| refuse(crate::launch::plain(&e)))?;
+    std::io::Read::read_to_end(&mut file, &mut text).map_err(|e| refuse(crate::listen::plain(&e)))?;
     serde_json::from_slice(&text).map_err(|e| {
         refuse(format!("not a signed purge report: {e}"))
             .hint("`quire purge --out FILE` and `quire purge --json` write one")

@@ -54,13 +54,22 @@ impl Server {
         Self::start_loading(args).until("ready: ")
     }
 
+    /// The same for a router, which has nothing to load.
+    pub fn start_router(args: &[&str]) -> Self {
+        Self::spawn(args).until("ready: ")
+    }
+
     /// Starts `quire ARGS --port 0` and reads until the port is open.
     pub fn start_loading(args: &[&str]) -> Self {
+        Self::spawn(args).until("loading: ")
+    }
+
+    fn spawn(args: &[&str]) -> Self {
         let mut command = quire(&[args, &["--port", "0"]].concat());
         // One heap that /proc names, so that whoever looks into memory can tell it from pools of pages.
         let mut child = command.env("MALLOC_ARENA_MAX", "1").stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines, said: Vec::new(), url: String::new(), grpc: None }.until("loading: ")
+        Self { child, lines, said: Vec::new(), url: String::new(), grpc: None }
     }
 
     /// Reads until a line that begins so.

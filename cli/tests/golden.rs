@@ -7,10 +7,12 @@ use expect_test::expect_file;
 
 use crate::binary::{root, run, stdout};
 
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 15] = [
     &[],
     &["up"],
     &["serve"],
+    &["route"],
+    &["replay"],
     &["chat"],
     &["bench"],
     &["bench", "serve"],

@@ -5,6 +5,8 @@ mod binary;
 mod config;
 mod doctor;
 mod golden;
+mod replay;
+mod route;
 mod rpc;
 mod server;
 mod tiers;

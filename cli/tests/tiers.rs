@@ -553,7 +553,7 @@ fn a_bad_key_file_is_one_clear_error() {
         &["--key-store", &store, "--node-key", &key],
         expect![[r#"
         code 2
-        error: node key: DIR/bad.key: others may read this node key (mode 644); run `chmod 600 DIR/bad.key`
+        error: node key: DIR/bad.key: others may read this key (mode 644); run `chmod 600 DIR/bad.key`
     "#]],
     );
     refused_start(
@@ -561,7 +561,7 @@ fn a_bad_key_file_is_one_clear_error() {
         &["--sign-key", &key],
         expect![[r#"
             code 2
-            error: --sign-key: DIR/bad.key: others may read this node key (mode 644); run `chmod 600 DIR/bad.key`
+            error: --sign-key: DIR/bad.key: others may read this key (mode 644); run `chmod 600 DIR/bad.key`
         "#]],
     );
     std::fs::write(&key, "short").unwrap();
@@ -571,7 +571,7 @@ fn a_bad_key_file_is_one_clear_error() {
         &["--key-store", &store, "--node-key", &key],
         expect![[r#"
         code 2
-        error: node key: DIR/bad.key: a node key is 32 bytes, raw or as 64 hex digits; this is neither
+        error: node key: DIR/bad.key: a key is 32 bytes, raw or as 64 hex digits; this is neither
     "#]],
     );
     refused_start(

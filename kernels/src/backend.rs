@@ -7,7 +7,10 @@
 //! Activations between ops are f32 rows on the CPU; what a backend rounds inside an op (bf16 inputs of
 //! a dot product, int8 activations of a quantized linear) is a function of the row alone.
 
-use crate::{AttentionShape, Batch, HostTensor, KernelError, KvShape, SampleRow, Sampled, WeightForm};
+use crate::{
+    AttentionShape, Batch, DeviceLost, DevicePlan, HostTensor, KernelError, KvShape, MemoryNeeds, SampleRow,
+    Sampled, WeightForm,
+};
 
 /// A packed linear weight (`[out, in]`, possibly several stacked), also usable as embedding table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +87,17 @@ impl RopeTable {
     }
 }
 
+/// Copies that arrive together; later ones are larger.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CopyBatch(pub(crate) u64);
+
+/// What was copied, and how long that took by the device's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    pub bytes: u64,
+    pub took_ns: u64,
+}
+
 /// Parameters of [`Backend::rope_store`].
 #[derive(Clone, Copy, Debug)]
 pub struct RopeStore {
@@ -118,13 +132,14 @@ pub trait Backend: Send {
     fn kv_pool(&mut self, shape: KvShape) -> Result<(), KernelError>;
     /// Bytes held by weights so far.
     fn weight_bytes(&self) -> u64;
-    /// Bytes that can still be allocated on a device with memory of its own; `None` = it is the host's.
-    fn free_bytes(&self) -> Option<u64> {
-        None
+    /// What `needs` take of a device with memory of its own, before any of it is taken; `None` = it is the
+    /// host's, which is touched page by page.
+    fn plan(&self, _needs: &MemoryNeeds) -> Result<Option<DevicePlan>, KernelError> {
+        Ok(None)
     }
-    /// Bytes held besides weights and pages, where the backend knows better than to add up buffers.
-    fn other_bytes(&self) -> Option<u64> {
-        None
+    /// Takes what a plan says, but for the pages and the reserve.
+    fn reserve(&mut self, _plan: &DevicePlan) -> Result<(), KernelError> {
+        Ok(())
     }
     /// Whether weights and pages can be held in f32.
     fn holds_f32(&self) -> bool {
@@ -135,8 +150,11 @@ pub trait Backend: Send {
     fn logit_rows(&self) -> usize {
         64
     }
-    /// Pages will be copied from and to these `bytes`, which stay mapped as long as the backend lives.
-    fn pin_host(&self, _start: *const u8, _bytes: usize) {}
+    /// Pages will be copied from and to these `bytes`, which stay mapped as long as the backend lives. False: the
+    /// device will not reach them directly, and copies are slower.
+    fn pin_host(&mut self, _start: *const u8, _bytes: usize) -> bool {
+        true
+    }
 
     // ---- step
 
@@ -175,6 +193,11 @@ pub trait Backend: Send {
 
     // ---- outside the hot path
 
+    /// Whether the device still answers: asked after a failed step. What is lost stays lost for this process.
+    fn check_device(&self) -> Result<(), DeviceLost> {
+        Ok(())
+    }
+
     /// The rows that `buffer` holds now.
     fn read(&self, buffer: BufferId) -> Vec<f32>;
     /// Overwrites the live rows of `buffer` (tests).
@@ -190,4 +213,36 @@ pub trait Backend: Send {
     /// As [`Backend::page_read`], into `out`, which is as long as a page.
     fn page_read_into(&self, page: u32, out: &mut [u8]);
     fn page_write(&mut self, page: u32, bytes: &[u8]);
+
+    // ---- pages beside the steps
+    //
+    // A backend whose device copies by itself begins these copies and returns; each step waits on the device for
+    // those that it needs. The host's memory belongs to a copy until its batch has arrived.
+
+    /// Whether copies run beside the steps.
+    fn copies_beside(&self) -> bool {
+        false
+    }
+    /// Copies a page to `out`, a page's bytes in memory that was given to [`Backend::pin_host`].
+    fn page_save(&mut self, page: u32, out: &mut [u8]) {
+        self.page_read_into(page, out);
+    }
+    /// Copies `bytes`, in memory that was given to [`Backend::pin_host`], to a page.
+    fn page_restore(&mut self, page: u32, bytes: &[u8]) {
+        self.page_write(page, bytes);
+    }
+    /// Ends a batch of saves and restores; `None`: all of it has arrived.
+    fn end_batch(&mut self) -> Option<CopyBatch> {
+        None
+    }
+    /// Whether a batch has arrived, and with it all before it.
+    fn has_arrived(&mut self, _batch: CopyBatch) -> bool {
+        true
+    }
+    /// Waits until a batch has arrived.
+    fn wait_for(&mut self, _batch: CopyBatch) {}
+    /// What arrived since the last call, of copies that run beside the steps.
+    fn take_copied(&mut self) -> Copied {
+        Copied::default()
+    }
 }

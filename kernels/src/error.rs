@@ -17,3 +17,9 @@ pub enum KernelError {
     #[error("cannot start worker threads: {0}")]
     Threads(#[from] std::io::Error),
 }
+
+/// The device does not answer any more: an error that a fault in a kernel or the hardware leaves behind fails every
+/// later call of the process, whatever it asks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device is lost: {0}")]
+pub struct DeviceLost(pub String);

@@ -18,16 +18,18 @@ pub mod cuda;
 mod error;
 mod exp;
 pub mod mapped;
+pub mod needs;
 pub mod reference;
 pub mod sample;
 pub mod tensor;
 
 pub use attention::{ATTENTION_TILE, AttentionShape};
 pub use backend::{
-    Backend, BackendInfo, BufferId, LinearId, Precision, Replay, RopeId, RopeStore, RopeTable, StepLimits,
-    VectorId,
+    Backend, BackendInfo, BufferId, Copied, CopyBatch, LinearId, Precision, Replay, RopeId, RopeStore,
+    RopeTable, StepLimits, VectorId,
 };
 pub use batch::{Batch, SeqSpan};
-pub use error::KernelError;
+pub use error::{DeviceLost, KernelError};
+pub use needs::{BufferNeed, DevicePlan, LinearNeed, MemoryNeeds};
 pub use sample::{History, SampleRow, Sampled, SamplingParams};
 pub use tensor::{HostTensor, HostType, KvShape, KvType, WeightForm};

@@ -4,6 +4,7 @@
 
 mod attention;
 mod chain;
+mod cubins;
 mod linear;
 mod pages;
 mod results;

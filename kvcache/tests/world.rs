@@ -287,7 +287,7 @@ impl World {
             }
         }
         self.tiers.device.complete(step);
-        self.tiers.complete(step, &unsaved);
+        self.tiers.complete(step, step, &unsaved);
         self.tiers.scrubbed(step, &Scrubbed::default());
         self.advance_purges();
     }

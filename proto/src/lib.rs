@@ -5,6 +5,8 @@
 //! generated while building and never committed; what is committed and reviewed is the golden descriptor in
 //! `tests/`, which changes when the contract does.
 
+pub mod envoy;
+
 /// `quire.v1`.
 pub mod v1 {
     #![expect(

@@ -21,12 +21,8 @@ use base::Nanos;
 use serde::{Deserialize, Serialize};
 
 use crate::Seat;
+pub use crate::Ticket;
 use account::{Account, Entry, Phase};
-
-/// One request's place in the book; the router numbers them and never reuses a number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Ticket(pub u64);
 
 /// Another router, by a number it drew when it started: a restarted router is another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

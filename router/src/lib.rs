@@ -11,9 +11,25 @@
 //! Everything that decides is a function of values or a state machine without I/O, so that the simulator
 //! and the replay run the very code that serves. I/O lives in `events` and `proxy` alone.
 
+pub mod admission;
 pub mod book;
+pub mod breaker;
 pub mod decide;
+pub mod desk;
+pub mod drain;
+pub mod events;
 pub mod fleet;
+pub mod follow;
+pub mod gossip;
 pub mod ids;
+pub mod index;
+pub mod naming;
+pub mod picker;
+pub mod placement;
+pub mod pool;
+pub mod proxy;
+pub mod replica;
+pub mod retry;
+pub mod source;
 
-pub use ids::{Held, Seat, SeatSet};
+pub use ids::{Held, Seat, SeatSet, Ticket};

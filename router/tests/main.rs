@@ -1,1 +1,7 @@
 //! What the router promises, through its public face.
+
+mod client;
+mod events;
+mod mock;
+mod proxy;
+mod source;

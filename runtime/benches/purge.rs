@@ -15,7 +15,7 @@ use kernels::SamplingParams;
 use kernels::cpu::{CpuBackend, CpuOptions};
 use kvcache::{EvictionKind, WritePolicy};
 use quire_runtime::engine::Engine;
-use quire_runtime::executor::cpu;
+use quire_runtime::executor::model;
 use quire_runtime::model::{Config, Dummy, LoadOptions, PoolSize, families, load_from};
 use quire_runtime::purge::{Guarantee, PurgeOrder};
 use quire_runtime::request::{Event, Request, Tenant};
@@ -114,7 +114,7 @@ fn engine(dir: &Path, clock: Arc<dyn Clock>) -> Engine {
         ..StorageConfig::device_only()
     };
     let keys = Keys::open(&storage.namespaces, None).expect("keys");
-    let executor = Box::new(cpu::start(loaded, Arc::clone(&clock)).expect("an executor"));
+    let executor = Box::new(model::start(loaded, Arc::clone(&clock)).expect("an executor"));
     let config = SchedulerConfig::default();
     Engine::start_tiered(executor, config, &storage, keys, None, clock).expect("an engine").0
 }

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use base::{Clock, Generation, NamespaceId, RequestId, Tier};
+use base::{AdapterId, ChainHash, ChainRoot, Clock, Generation, NamespaceId, NamespaceKey, RequestId, Tier};
 use kvcache::{ColdOutcome, LowerConfig, PurgeState, SlotRecord, Ticket, TierCounters, TierStats};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use transfer::{Journal, PageTier, TierIoStats};
 
 use crate::events::EventHub;
@@ -22,7 +22,7 @@ use crate::request::{Event, Refusal, Request};
 use crate::scheduler::{PurgeRunning, SchedulerConfig, driver};
 use crate::stats::EngineStats;
 use crate::storage::{
-    DEFAULT, Keys, Namespace, OutcomeSink, Storage, StorageConfig, StorageError, StorageStats,
+    DEFAULT, Keys, Namespace, OutcomeSink, Retention, Storage, StorageConfig, StorageError, StorageStats,
 };
 
 /// A running sequence's events. Dropping it before its end aborts the sequence. Its queue is bounded by
@@ -147,6 +147,30 @@ pub(crate) struct Generations {
     pub floor: Generation,
 }
 
+/// Whose root is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct RootOf {
+    pub namespace: NamespaceId,
+    /// `None` for the present one.
+    pub generation: Option<Generation>,
+    pub adapter: AdapterId,
+    pub salt: Vec<u8>,
+}
+
+/// Where a chain of names begins.
+pub(crate) struct Root {
+    pub generation: Generation,
+    pub hash: ChainHash,
+    pub retention: Retention,
+}
+
+/// Why there is no root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoot {
+    UnknownNamespace,
+    Purged { floor: Generation },
+}
+
 /// Whether the engine can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -155,6 +179,8 @@ pub enum Health {
     Draining,
     /// The executor failed and is being restarted, or steps make no progress.
     Unhealthy,
+    /// The executor or its device will not come back in this process.
+    Lost,
 }
 
 #[derive(Clone)]
@@ -172,9 +198,12 @@ struct Shared {
     keys: Option<Arc<Mutex<Keys>>>,
     /// Of all namespaces, for whoever must not wait for `keys`, whose lock is held while files are synced.
     names: Arc<[(NamespaceId, String)]>,
+    naming: BTreeMap<NamespaceId, (NamespaceKey, Retention)>,
     generations: Mutex<BTreeMap<NamespaceId, Generations>>,
     journal: Option<Arc<Journal>>,
     cold: Vec<Arc<dyn PageTier>>,
+    /// Why the executor will not come back.
+    lost: watch::Receiver<Option<String>>,
 }
 
 impl Engine {
@@ -232,8 +261,16 @@ impl Engine {
         let generations = namespaces
             .iter()
             .map(|of| (of.id, Generations { generation: of.generation, floor: of.generation }));
+        let naming = namespaces.iter().map(|of| (of.id, (of.chain.clone(), of.spec.retention)));
+        let mut naming: BTreeMap<_, _> = naming.collect();
+        if naming.is_empty() {
+            naming.insert(NamespaceId(0), (config.namespace_key.clone(), Retention::Keep));
+        }
+        let (loss, lost) = watch::channel(None);
         let shared = Shared {
+            lost,
             names: names.into(),
+            naming,
             generations: Mutex::new(generations.collect()),
             inbox: inbox.clone(),
             stats: Arc::clone(&stats),
@@ -245,7 +282,7 @@ impl Engine {
             cold: shelf.storage.as_ref().map(Storage::cold).unwrap_or_default(),
             keys: keys.map(|keys| Arc::new(Mutex::new(keys))),
         };
-        let thread = driver::spawn(executor, config, shelf, clock, stats, inbox, outbox)?;
+        let thread = driver::spawn(executor, config, shelf, clock, stats, (inbox, outbox), loss)?;
         Ok((Engine { shared: Arc::new(shared) }, thread))
     }
 
@@ -279,6 +316,7 @@ impl Engine {
             Health::Ready => request.check(&self.shared.shape),
             Health::Draining => Err(Refusal::Draining),
             Health::Unhealthy => Err(Refusal::Engine("the executor is restarting".into())),
+            Health::Lost => Err(Refusal::Engine("the executor is lost".into())),
         }
     }
 
@@ -289,6 +327,16 @@ impl Engine {
 
     pub fn health(&self) -> Health {
         self.shared.stats.health()
+    }
+
+    /// Waits until the executor is lost for good; with the reason. Never returns if that does not happen.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.shared.lost.clone();
+        match lost.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The scheduler has ended in another way.
+            _ => std::future::pending().await,
+        }
     }
 
     pub fn stats(&self) -> &EngineStats {
@@ -332,6 +380,19 @@ impl Engine {
     /// Its namespaces by id and name; the default's alone if it was given none. Never waits.
     pub(crate) fn names(&self) -> Arc<[(NamespaceId, String)]> {
         Arc::clone(&self.shared.names)
+    }
+
+    /// Where the names of a namespace's pages begin: in a generation that is not purged, or in the present one.
+    pub(crate) fn root(&self, of: RootOf) -> Result<Root, NoRoot> {
+        let (key, retention) = self.shared.naming.get(&of.namespace).ok_or(NoRoot::UnknownNamespace)?;
+        let now = self.generations().get(&of.namespace).copied().unwrap_or_default();
+        let generation = of.generation.unwrap_or(now.generation);
+        if generation < now.floor {
+            return Err(NoRoot::Purged { floor: now.floor });
+        }
+        let ExecutorShape { model, layout, .. } = self.shared.shape;
+        let root = ChainRoot { generation, model, layout, adapter: of.adapter, salt: of.salt };
+        Ok(Root { generation, hash: root.hash(key), retention: *retention })
     }
 
     /// Where each namespace stands that has keys of its own.
@@ -385,7 +446,7 @@ impl Engine {
     }
 }
 
-type Mailbox = (SyncSender<Message>, Receiver<Message>);
+pub(crate) type Mailbox = (SyncSender<Message>, Receiver<Message>);
 
 /// Room for every admitted request's submit and abort, for the steps in flight, and for answers of tiers.
 fn mailbox(config: &SchedulerConfig) -> Mailbox {

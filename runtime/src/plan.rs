@@ -111,6 +111,8 @@ pub struct Moved {
     /// Frames that could not be written.
     pub unsaved: Vec<FrameId>,
     pub scrubbed: Scrubbed,
+    /// The first step whose restores are still on their way; `None`: all that was ordered is there.
+    pub landing: Option<StepId>,
     /// Copied either way.
     pub bytes: u64,
     pub took_ns: u64,

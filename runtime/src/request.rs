@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base::{AdapterId, NamespaceId, Nanos, Priority, RequestId, TokenId};
 use kernels::{Sampled, SamplingParams};
+use sha2::{Digest, Sha256};
 
 use crate::storage::Retention;
 
@@ -33,6 +34,13 @@ pub struct Tenant {
     /// `cache_salt`.
     pub salt: Vec<u8>,
     pub retention: Retention,
+}
+
+impl Tenant {
+    /// A salt of any length as a few bytes: it is cloned and hashed with every look at the queue.
+    pub fn salt_of(typed: &[u8]) -> Vec<u8> {
+        if typed.is_empty() { Vec::new() } else { Sha256::digest(typed).to_vec() }
+    }
 }
 
 /// Why a request did not get in, or did not stay. Each has a stable `kind()` for metrics and bodies.

@@ -107,6 +107,7 @@ impl EngineStats {
         match self.health.load(Ordering::Acquire) {
             0 => Health::Ready,
             1 => Health::Draining,
+            3 => Health::Lost,
             _ => Health::Unhealthy,
         }
     }
@@ -116,6 +117,7 @@ impl EngineStats {
             Health::Ready => 0,
             Health::Draining => 1,
             Health::Unhealthy => 2,
+            Health::Lost => 3,
         };
         self.health.store(code, Ordering::Release);
     }

@@ -85,7 +85,7 @@ fn a_recording_merges_what_its_own_step_had_no_need_to() {
 
 #[test]
 fn a_shared_prefix_read_once_gives_the_bits_of_one_read_by_each() {
-    let rule = SharingRule { tokens_min: 256, rows_min: 2 };
+    let rule = SharingRule::Thresholds { tokens_min: 256, rows_min: 2 };
     for arch in [80, 90] {
         let run = |sharing: Option<SharingRule>| {
             let (mut bench, _) = bench("llama-long", arch, CudaOptions { sharing, ..CudaOptions::default() });

@@ -11,7 +11,7 @@ use kernels::{HostType, SamplingParams, WeightForm};
 use proptest::prelude::*;
 use quire_runtime::engine::{Engine, Running};
 use quire_runtime::executor::threaded::ThreadedExecutor;
-use quire_runtime::executor::{cpu as cpu_executor, sim};
+use quire_runtime::executor::{model as model_executor, sim};
 use quire_runtime::model::{KvChoice, LoadOptions, PoolSize, WeightChoice, load_from};
 use quire_runtime::request::{Event, Finish, Refusal, Request, Tenant};
 use quire_runtime::scheduler::{PrefixCache, SchedulerConfig};
@@ -61,7 +61,7 @@ fn replica(shape: Shape, pages: u32, config: SchedulerConfig) -> Replica {
     let source = case.source(HostType::Bf16);
     let loaded = load_from(&source, case.describe(), &options, cpu(), &mut |_, _| {}).expect("a tiny model");
     let clock = Arc::new(SystemClock::new());
-    let executor = cpu_executor::start(loaded, clock.clone()).expect("an executor");
+    let executor = model_executor::start(loaded, clock.clone()).expect("an executor");
     Replica(Engine::start(Box::new(executor), config, clock).expect("an engine").0)
 }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use base::{PageId, SeqId, StepId, SystemClock};
 use kernels::{HostType, SamplingParams, WeightForm};
 use quire_runtime::executor::threaded::ThreadedExecutor;
-use quire_runtime::executor::{Executor, StepError, cpu as cpu_executor};
+use quire_runtime::executor::{Executor, StepError, model as model_executor};
 use quire_runtime::plan::{Draw, Input, Output, SeqStart, StepPlan, StepResult, Work};
 
 use crate::tiny::{Bench, Case, argmax, cpu};
@@ -20,7 +20,7 @@ struct Running {
 
 fn start() -> Running {
     let loaded = Case::named(CASE).load(HostType::Bf16, WeightForm::Bf16, 16, cpu());
-    let mut executor = cpu_executor::start(loaded, Arc::new(SystemClock::new())).unwrap();
+    let mut executor = model_executor::start(loaded, Arc::new(SystemClock::new())).unwrap();
     let (sink, results) = channel();
     executor.connect(Box::new(move |result| drop(sink.send(result))));
     Running { executor, results }

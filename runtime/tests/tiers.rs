@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{NamespaceId, Priority, SystemClock, Tier, TokenId};
-use kernels::{HostType, SamplingParams, WeightForm};
+use cusim::{Options, SimDriver};
+use kernels::cuda::driver::Arch;
+use kernels::cuda::{CudaBackend, CudaOptions, Determinism};
+use kernels::{Backend, HostType, SamplingParams, WeightForm};
 use kvcache::{EvictionKind, WritePolicy};
 use quire_runtime::engine::{CacheReport, Engine};
-use quire_runtime::executor::cpu as cpu_executor;
+use quire_runtime::executor::model as model_executor;
 use quire_runtime::model::{KvChoice, LoadOptions, PoolSize, WeightChoice, load_from};
 use quire_runtime::purge::{Guarantee, PurgeOrder, SignedReport};
 use quire_runtime::request::{Event, Request, Tenant};
@@ -61,6 +64,16 @@ fn specs() -> Vec<NamespaceSpec> {
 }
 
 fn start(dir: &Path, rooms: Rooms, form: WeightForm, keys: KeysLive) -> Replica {
+    start_on(cpu(), dir, rooms, form, keys)
+}
+
+fn start_on(
+    backend: Box<dyn Backend>,
+    dir: &Path,
+    rooms: Rooms,
+    form: WeightForm,
+    keys: KeysLive,
+) -> Replica {
     let case = Case::named(CASE);
     let options = LoadOptions {
         weights: WeightChoice::As(form),
@@ -72,7 +85,8 @@ fn start(dir: &Path, rooms: Rooms, form: WeightForm, keys: KeysLive) -> Replica 
         ..LoadOptions::default()
     };
     let source = case.source(HostType::Bf16);
-    let loaded = load_from(&source, case.describe(), &options, cpu(), &mut |_, _| {}).expect("a tiny model");
+    let loaded =
+        load_from(&source, case.describe(), &options, backend, &mut |_, _| {}).expect("a tiny model");
     let page_bytes = loaded.kv.page_bytes() as u64;
     let room =
         |pages: u32| TierRoom { bytes: u64::from(pages) * page_bytes, write: WritePolicy::WriteThrough };
@@ -87,7 +101,7 @@ fn start(dir: &Path, rooms: Rooms, form: WeightForm, keys: KeysLive) -> Replica 
         namespaces: specs(),
     };
     let clock = Arc::new(SystemClock::new());
-    let executor = cpu_executor::start(loaded, clock.clone()).expect("an executor");
+    let executor = model_executor::start(loaded, clock.clone()).expect("an executor");
     let config = SchedulerConfig {
         prefetch: PrefetchPolicy::Wait,
         eviction: EvictionKind::Lru,
@@ -203,6 +217,27 @@ fn a_hit_in_any_tier_gives_the_bits_of_a_miss() {
             assert_eq!(loaded(&replica) > before, tier > Tier::Host, "it came from {tier}");
             assert!(EngineStats::get(&replica.engine.stats().host_hit_tokens) > 0);
         }
+    }
+}
+
+/// As a GPU moves pages: beside the steps, and as late or as early as events allow.
+#[test]
+fn a_hit_gives_the_bits_of_a_miss_on_an_emulated_device_however_late_its_copies_run() {
+    for (seed, tier, rooms) in [
+        (0, Tier::Host, Rooms { device: 16, host: 64, nvme: 0, object: 0 }),
+        (1, Tier::Host, Rooms { device: 16, host: 64, nvme: 0, object: 0 }),
+        (5, Tier::Nvme, Rooms { device: 16, host: 18, nvme: 96, object: 0 }),
+    ] {
+        let dir = TempDir::new().expect("a folder");
+        let driver = SimDriver::new(Arch(80), Options { seed, threads: 2 });
+        let options = CudaOptions { determinism: Determinism::Strict, ..CudaOptions::default() };
+        let backend = Box::new(CudaBackend::new(Box::new(driver), options));
+        let replica = start_on(backend, dir.path(), rooms, WeightForm::Bf16, KeysLive::InMemory);
+        let cold = ask(&replica, &prompt(0, 6));
+        push_down(&replica, rooms, tier);
+        let warm = ask(&replica, &prompt(0, 6));
+        assert_eq!((cold.cached, warm.cached), (0, 6 * PAGE), "seed {seed} from {tier}");
+        assert!(same(&warm, &cold), "seed {seed} from {tier}: {warm:?} and {cold:?}");
     }
 }
 

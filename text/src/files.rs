@@ -15,6 +15,8 @@ pub enum ModelFiles {
     Gguf(PathBuf),
     /// Name and content; the demo model.
     Embedded(&'static [(&'static str, &'static [u8])]),
+    /// Name and content; what a replica handed out.
+    Fetched(Vec<(String, Vec<u8>)>),
 }
 
 /// The place does not exist or is not a model.
@@ -48,6 +50,9 @@ impl ModelFiles {
         match self {
             Self::Embedded(files) => {
                 Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Cow::Borrowed(*bytes)))
+            }
+            Self::Fetched(files) => {
+                Ok(files.iter().find(|(n, _)| n == name).map(|(_, bytes)| Cow::Owned(bytes.clone())))
             }
             Self::Gguf(_) => Ok(None),
             Self::Dir(dir) => {

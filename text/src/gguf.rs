@@ -14,12 +14,10 @@ use candle_core::quantized::gguf_file::{Content, Value as Meta};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use crate::assets::Told;
+use crate::bpe::{LLAMA3, QWEN2, TEKKEN};
 use crate::template::{ChatTemplate, SpecialNames};
 use crate::text::{GenerationDefaults, Parts, TextError};
-
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 pub(crate) fn parts(path: &Path) -> Result<Parts, TextError> {
     let fail = |message: String| TextError::Parse { file: path.display().to_string(), message };
@@ -38,7 +36,7 @@ fn from_metadata(metadata: &HashMap<String, Meta>, vocab: Option<u32>) -> Result
         "llama" => sentencepiece(&meta, &tokens)?,
         other => return Err(unsupported("tokenizer.ggml.model", other)),
     };
-    let tokenizer = with_added(json, &tokens, &kinds)?;
+    let json = with_added(json, &tokens, &kinds);
     let id = |key: &str| meta.int(key).and_then(|id| TokenId::try_from(id).ok());
     let bos = id("tokenizer.ggml.bos_token_id");
     let ends = ["eos", "eot", "eom"].map(|end| id(&format!("tokenizer.ggml.{end}_token_id")));
@@ -49,21 +47,28 @@ fn from_metadata(metadata: &HashMap<String, Meta>, vocab: Option<u32>) -> Result
         unk: name(id("tokenizer.ggml.unknown_token_id")),
         pad: name(id("tokenizer.ggml.padding_token_id")),
     };
-    let template = match meta.string("tokenizer.chat_template") {
-        None => None,
-        Some(source) => Some(ChatTemplate::compile(vec![("default".into(), source.into())], names)?),
-    };
+    let source = meta.string("tokenizer.chat_template");
     // Without the key, SentencePiece models want one and byte-level models do not.
     let add_bos = meta.bool("tokenizer.ggml.add_bos_token");
     let add_bos = add_bos.or(Some(meta.string("tokenizer.ggml.model") == Some("llama")));
+    let eos: Vec<TokenId> = ends.into_iter().flatten().collect();
+    let told = Told { tokenizer: &json, names: &names, template: source, add_bos, eos: &eos, vocab };
+    let assets = told.assets();
+    let template = match source {
+        None => None,
+        Some(source) => Some(ChatTemplate::compile(vec![("default".into(), source.into())], names)?),
+    };
+    let tokenizer = serde_json::from_value::<Tokenizer>(json)
+        .map_err(|e| TextError::Parse { file: "GGUF tokenizer".into(), message: e.to_string() })?;
     Ok(Parts {
         tokenizer,
         template,
         defaults: GenerationDefaults::default(),
-        eos: ends.into_iter().flatten().collect(),
+        eos,
         bos,
         add_bos,
         vocab,
+        assets,
     })
 }
 
@@ -204,8 +209,8 @@ fn bpe(tokens: &[&str], merges: &[(&str, &str)], fallback: Fallback<'_>) -> Valu
     })
 }
 
-/// Adds control (3) and user-defined (4) tokens and loads the whole.
-fn with_added(mut tokenizer: Value, tokens: &[&str], kinds: &[i64]) -> Result<Tokenizer, TextError> {
+/// Adds control (3) and user-defined (4) tokens.
+fn with_added(mut tokenizer: Value, tokens: &[&str], kinds: &[i64]) -> Value {
     let kinded = tokens.iter().zip(kinds).enumerate();
     let added: Vec<Value> = kinded
         .filter(|(_, (_, kind))| matches!(kind, 3 | 4))
@@ -219,8 +224,7 @@ fn with_added(mut tokenizer: Value, tokens: &[&str], kinds: &[i64]) -> Result<To
     tokenizer["padding"] = Value::Null;
     tokenizer["post_processor"] = Value::Null;
     tokenizer["added_tokens"] = Value::Array(added);
-    serde_json::from_value(tokenizer)
-        .map_err(|e| TextError::Parse { file: "GGUF tokenizer".into(), message: e.to_string() })
+    tokenizer
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use base::TokenId;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::assets::Assets;
 use crate::files::ModelFiles;
 use crate::template::{ChatTemplate, SpecialNames};
 use crate::text::{GenerationDefaults, Parts, TextError};
@@ -40,6 +41,7 @@ pub(crate) fn parts(files: &ModelFiles) -> Result<Parts, TextError> {
         add_bos: settings["add_bos_token"].as_bool(),
         vocab: vocab.iter().find_map(|v| v.as_u64()).and_then(|v| u32::try_from(v).ok()),
         tokenizer,
+        assets: Assets::read(files)?,
     })
 }
 

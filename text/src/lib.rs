@@ -11,19 +11,26 @@
 
 pub mod files;
 
+mod assets;
+mod bpe;
 mod detokenizer;
 #[cfg(feature = "gguf")]
 mod gguf;
 mod hub;
+mod prompter;
 mod stop;
 mod strftime;
 mod synthetic;
 mod template;
 mod text;
+mod token_cache;
 mod vocabulary;
 
+pub use assets::{Asset, Assets};
 pub use detokenizer::{Detokenizer, Specials};
+pub use prompter::{Prompter, Rendered};
 pub use stop::{StopMatcher, StopText, Stopped};
 pub use template::{ChatPrompt, Turn};
-pub use text::{AddSpecials, GenerationDefaults, Text, TextError};
+pub use text::{AddSpecials, Encoder, GenerationDefaults, Text, TextError};
+pub use token_cache::{TokenCache, TokenCacheStats};
 pub(crate) use vocabulary::Vocabulary;

@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use crate::assets::Told;
 use crate::template::{ChatTemplate, SpecialNames};
 use crate::text::{GenerationDefaults, Parts, Text, TextError};
 use crate::vocabulary::char_of_byte;
@@ -24,11 +25,22 @@ impl Text {
         let names = SpecialNames { eos: Some(MARKS[0].0.into()), ..SpecialNames::default() };
         let fail =
             |e: serde_json::Error| TextError::Parse { file: "synthetic".into(), message: e.to_string() };
+        let tokenizer = tokenizer(vocab);
+        let eos = vec![MARKS[0].1, MARKS[2].1];
+        let told = Told {
+            tokenizer: &tokenizer,
+            names: &names,
+            template: Some(CHATML),
+            add_bos: None,
+            eos: &eos,
+            vocab: Some(vocab),
+        };
         Text::check(Parts {
-            tokenizer: serde_json::from_value::<Tokenizer>(tokenizer(vocab)).map_err(fail)?,
+            assets: told.assets(),
+            tokenizer: serde_json::from_value::<Tokenizer>(tokenizer).map_err(fail)?,
             template: Some(ChatTemplate::compile(vec![("default".into(), CHATML.into())], names)?),
             defaults: GenerationDefaults::default(),
-            eos: vec![MARKS[0].1, MARKS[2].1],
+            eos,
             bos: None,
             add_bos: None,
             vocab: Some(vocab),

@@ -1,15 +1,23 @@
 //! A model's text side, loaded once and shared by every request.
+//!
+//! The `tokenizers` crate loads every tokenizer and decodes; [`Bpe`] encodes where it can, which it decides
+//! at load.
+
+use std::convert::Infallible;
 
 use base::TokenId;
 use tokenizers::Tokenizer;
 
-use crate::files::{FilesError, ModelFiles};
+use crate::assets::Assets;
+use crate::bpe::{Bpe, NotOwn, Piece};
 use crate::detokenizer::Specials;
-use crate::template::{ChatPrompt, ChatTemplate};
-use crate::vocabulary::{Kind, Vocabulary};
+use crate::files::{FilesError, ModelFiles};
 #[cfg(feature = "gguf")]
 use crate::gguf::parts as gguf_parts;
 use crate::hub;
+use crate::template::{ChatPrompt, ChatTemplate};
+use crate::token_cache::{Standing, TEXT_MIN, TokenCache};
+use crate::vocabulary::{Kind, Vocabulary};
 
 /// What can go wrong between a model's files and its text.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,15 @@ pub enum AddSpecials {
     No,
 }
 
+/// Who turns text into tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoder {
+    /// Our own byte pair encoder, checked against the reference at load.
+    Own,
+    /// The `tokenizers` crate, and why.
+    Reference(String),
+}
+
 /// What a model's files say, before it is checked.
 pub(crate) struct Parts {
     pub tokenizer: Tokenizer,
@@ -62,18 +79,21 @@ pub(crate) struct Parts {
     pub add_bos: Option<bool>,
     /// Rows of the embedding, if the files tell.
     pub vocab: Option<u32>,
+    pub assets: Assets,
 }
 
 /// Tokenizer, chat template and generation defaults of one model.
 #[derive(Debug)]
 pub struct Text {
     tokenizer: Tokenizer,
+    bpe: Result<Bpe, NotOwn>,
     vocabulary: Vocabulary,
     template: Option<ChatTemplate>,
     defaults: GenerationDefaults,
     eos: Vec<TokenId>,
     bos: Option<TokenId>,
     add_bos: Option<bool>,
+    assets: Assets,
 }
 
 impl Text {
@@ -94,32 +114,96 @@ impl Text {
         {
             return Err(TextError::Mismatch { token: vocabulary.len() as u32 - 1, vocab });
         }
+        let bpe = own_encoder(&parts.tokenizer);
         parts.eos.sort_unstable();
         parts.eos.dedup();
         Ok(Self {
             tokenizer: parts.tokenizer,
+            bpe,
             vocabulary,
             template: parts.template,
             defaults: parts.defaults,
             eos: parts.eos,
             bos: parts.bos,
             add_bos: parts.add_bos,
+            assets: parts.assets,
         })
     }
 
     /// Tokens of `text`.
     pub fn encode(&self, text: &str, specials: AddSpecials) -> Result<Vec<TokenId>, TextError> {
-        let add = specials == AddSpecials::Yes;
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, add && self.add_bos != Some(false))
-            .map_err(|e| TextError::Encode(e.to_string()))?;
-        let ids = encoding.get_ids();
-        match self.bos {
-            Some(bos) if add && self.add_bos == Some(true) && ids.first() != Some(&bos) => {
-                Ok(std::iter::once(bos).chain(ids.iter().copied()).collect())
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 8);
+        match &self.bpe {
+            Ok(bpe) => self.framed(bpe, specials, &mut tokens, |out| bpe.encode(text, out)),
+            Err(_) => self.encode_by_reference(text, specials, &mut tokens)?,
+        }
+        self.add_begin(specials, &mut tokens);
+        Ok(tokens)
+    }
+
+    /// As [`Text::encode`], taking from `cache` what it has of this text. A cache serves one `Text` only.
+    pub fn encode_cached(
+        &self,
+        text: &str,
+        specials: AddSpecials,
+        cache: &TokenCache,
+    ) -> Result<Vec<TokenId>, TextError> {
+        let mut tokens = Vec::with_capacity(text.len() / 4 + 8);
+        match &self.bpe {
+            Ok(bpe) => self.framed(bpe, specials, &mut tokens, |out| encode_pieces(bpe, text, cache, out)),
+            Err(_) => {
+                // What the reference does between control tokens is not ours to know: all or nothing.
+                let standing =
+                    if specials == AddSpecials::Yes { Standing::First } else { Standing::Anywhere };
+                cache.append(text, standing, &mut tokens, |out| {
+                    self.encode_by_reference(text, specials, out)
+                })?;
             }
-            _ => Ok(ids.to_vec()),
+        }
+        self.add_begin(specials, &mut tokens);
+        Ok(tokens)
+    }
+
+    /// Who encodes.
+    pub fn encoder(&self) -> Encoder {
+        match &self.bpe {
+            Ok(_) => Encoder::Own,
+            Err(why) => Encoder::Reference(why.to_string()),
+        }
+    }
+
+    /// What `encode` appends, between the tokens that belong around it.
+    fn framed(
+        &self,
+        bpe: &Bpe,
+        specials: AddSpecials,
+        out: &mut Vec<TokenId>,
+        encode: impl FnOnce(&mut Vec<TokenId>),
+    ) {
+        let framed = specials == AddSpecials::Yes && self.add_bos != Some(false);
+        let (before, after) = if framed { bpe.frame() } else { (&[][..], &[][..]) };
+        out.extend_from_slice(before);
+        encode(out);
+        out.extend_from_slice(after);
+    }
+
+    fn encode_by_reference(
+        &self,
+        text: &str,
+        specials: AddSpecials,
+        out: &mut Vec<TokenId>,
+    ) -> Result<(), TextError> {
+        let add = specials == AddSpecials::Yes && self.add_bos != Some(false);
+        let encoding = self.tokenizer.encode_fast(text, add).map_err(|e| TextError::Encode(e.to_string()))?;
+        out.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// The begin of sequence that the settings ask for and the tokenizer does not write.
+    fn add_begin(&self, specials: AddSpecials, tokens: &mut Vec<TokenId>) {
+        let wanted = specials == AddSpecials::Yes && self.add_bos == Some(true);
+        if let Some(bos) = self.bos.filter(|bos| wanted && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
         }
     }
 
@@ -170,9 +254,39 @@ impl Text {
         self.vocabulary.len()
     }
 
+    /// The files that this was made of.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
     pub(crate) fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
     }
+}
+
+fn encode_pieces(bpe: &Bpe, text: &str, cache: &TokenCache, out: &mut Vec<TokenId>) {
+    bpe.split(text, |piece| match piece {
+        Piece::Token(id) => out.push(id),
+        Piece::Text(from, to) if to - from < TEXT_MIN => bpe.encode_piece(&text[from..to], from, out),
+        Piece::Text(from, to) => {
+            let first = from == 0 && bpe.place_matters();
+            let standing = if first { Standing::First } else { Standing::Anywhere };
+            let Ok(()) = cache.append(&text[from..to], standing, out, |out| {
+                bpe.encode_piece(&text[from..to], from, out);
+                Ok::<(), Infallible>(())
+            });
+        }
+    });
+}
+
+fn own_encoder(tokenizer: &Tokenizer) -> Result<Bpe, NotOwn> {
+    let own = Bpe::of(tokenizer);
+    match &own {
+        Ok(_) => {}
+        Err(why @ NotOwn::Shape(_)) => tracing::info!(%why, "tokenizer encodes by the reference"),
+        Err(why) => tracing::warn!(%why, "tokenizer encodes by the reference"),
+    }
+    own
 }
 
 #[cfg(not(feature = "gguf"))]

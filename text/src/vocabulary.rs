@@ -142,7 +142,7 @@ fn hex_byte(token: &str) -> Option<u8> {
 
 /// The inverse of GPT-2's byte alphabet: printable Latin-1 stands for itself, the other 68 bytes are
 /// moved in order to U+0100 and above.
-fn byte_of_char(c: char) -> Option<u8> {
+pub(crate) fn byte_of_char(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
         code @ 0x100..=0x120 => Some((code - 0x100) as u8),

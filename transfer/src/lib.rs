@@ -35,7 +35,7 @@ pub use journal::{
 };
 pub use keyring::KeyRing;
 pub use keystore::{KeyStore, KeyStoreError, NamespaceSecrets, StoredNamespace};
-pub use nodekey::{KeyWrap, NodeKey, NodeKeyError, WrapError};
+pub use nodekey::{ClusterKey, KeyWrap, NodeKey, NodeKeyError, WrapError};
 pub use nvme::{Direction, DiskIo, IoChoice, NvmeConfig, NvmeTier, Place, StartWith, SystemDisk};
 pub use object::{ObjectConfig, ObjectTier};
 pub use seal::{DataKey, NONCE_BYTES, NoRandomness, PageLabel, PageSeal, TAG_BYTES};

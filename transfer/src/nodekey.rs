@@ -1,5 +1,5 @@
-//! The node's own key, under which namespace keys rest, and the interface behind which a key
-//! management service can take its place.
+//! Secrets that come from files: the node's own key, under which namespace keys rest, with the interface behind
+//! which a key management service can take its place, and the key that a cluster shares for naming.
 //!
 //! Limits: whoever can read the file can read every stored namespace key; it is refused if anybody
 //! but its owner may.
@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use base::NamespaceKey;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::seal::{DataKey, SealingKey, random};
@@ -32,9 +33,9 @@ pub enum WrapError {
 /// Why a node key could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeKeyError {
-    #[error("{path}: others may read this node key (mode {mode:03o}); run `chmod 600 {path}`")]
+    #[error("{path}: others may read this key (mode {mode:03o}); run `chmod 600 {path}`")]
     Readable { path: String, mode: u32 },
-    #[error("{path}: a node key is 32 bytes, raw or as 64 hex digits; this is neither")]
+    #[error("{path}: a key is 32 bytes, raw or as 64 hex digits; this is neither")]
     Form { path: String },
     #[error("{path}: {source}")]
     Io { path: String, source: io::Error },
@@ -64,6 +65,28 @@ impl NodeKey {
     pub fn load_or_create(path: &Path) -> Result<Self, NodeKeyError> {
         let mut key = secret_or_create(path)?;
         Ok(Self(SealingKey::new(&DataKey::new(&mut key))))
+    }
+}
+
+/// The secret that replicas share in order to call the same page by the same name. It derives naming keys only;
+/// what seals pages is drawn by every node for itself.
+pub struct ClusterKey(Zeroizing<[u8; 32]>);
+
+impl ClusterKey {
+    /// Reads a key of 32 raw bytes or 64 hex digits. None is made if there is none: it would be this node's alone.
+    pub fn load(path: &Path) -> Result<Self, NodeKeyError> {
+        secret(path).map(Self)
+    }
+
+    /// What names the pages of the namespace of this name.
+    pub fn naming_key(&self, namespace: &str) -> NamespaceKey {
+        NamespaceKey::of_cluster(&self.0, namespace)
+    }
+}
+
+impl std::fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterKey(..)")
     }
 }
 

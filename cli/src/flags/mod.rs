@@ -6,8 +6,10 @@
 
 mod cache;
 mod gpu;
+mod keys;
 mod log;
 mod model;
+mod route;
 mod schedule;
 mod server;
 mod tiers;
@@ -16,6 +18,7 @@ pub use cache::{CacheFlags, CacheOptions, KvDtype, Room};
 pub use gpu::{Cascade, Determinism, GpuFlags, GpuOptions, Graphs};
 pub use log::{LogFlags, LogFormat};
 pub use model::{Dtype, Engine, LoadFormat, ModelFlags, ModelOptions, Quantize};
+pub use route::{PolicyName, RouteFlags};
 pub use schedule::ScheduleFlags;
 pub use server::{ServerFlags, ServerOptions};
 pub use tiers::{TierFlags, TierOptions};

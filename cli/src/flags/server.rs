@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 use runtime::api::{MetricsAlias, Raising, Scrapers};
 
+use super::keys::keys_of;
 use crate::failure::Failure;
 use crate::size::parse_bytes;
 
@@ -118,20 +119,7 @@ pub struct ServerOptions {
 
 impl ServerFlags {
     pub fn meant(&self) -> Result<ServerOptions, Failure> {
-        let mut keys = self.api_key.clone();
-        if let Some(path) = &self.api_key_file {
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                Failure::usage(format!("cannot read the keys of --api-key-file {}: {e}", path.display()))
-            })?;
-            keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
-            if keys.is_empty() {
-                // Serving without a key because the file was empty would open what was meant to be closed.
-                return Err(Failure::usage(format!("--api-key-file {} holds no key", path.display())));
-            }
-        }
-        if keys.iter().any(|k| k.is_empty()) {
-            return Err(Failure::usage("--api-key must not be empty"));
-        }
+        let keys = keys_of(&self.api_key, self.api_key_file.as_deref())?;
         if self.admin_key.iter().any(|k| k.is_empty()) {
             return Err(Failure::usage("--admin-key must not be empty"));
         }

@@ -86,6 +86,10 @@ pub struct TierFlags {
     /// File with the node's key, which wraps the others; made if missing [default: node.key beside --key-store]
     #[arg(long, value_name = "FILE", env = "QUIRE_NODE_KEY", hide_env_values = true)]
     pub node_key: Option<PathBuf>,
+    /// File with the key that replicas share to name blocks alike, so that a router can name them too [default:
+    /// each draws its own]
+    #[arg(long, value_name = "FILE", env = "QUIRE_CLUSTER_KEY", hide_env_values = true)]
+    pub cluster_key: Option<PathBuf>,
     /// File with the key that signs purge reports; made if missing [default: sign.key beside --key-store]
     #[arg(long, value_name = "FILE", env = "QUIRE_SIGN_KEY", hide_env_values = true)]
     pub sign_key: Option<PathBuf>,
@@ -124,6 +128,7 @@ pub struct TierFlags {
 pub struct TierOptions {
     pub storage: StorageConfig,
     pub prefetch: PrefetchPolicy,
+    pub cluster_key: Option<PathBuf>,
     pub sign_key: Option<PathBuf>,
     pub events: EventOptions,
 }
@@ -176,7 +181,8 @@ impl TierFlags {
                 ..EventsConfig::default()
             },
         };
-        Ok(TierOptions { storage, prefetch, sign_key: self.sign_key.clone().or(beside), events })
+        let cluster_key = self.cluster_key.clone();
+        Ok(TierOptions { storage, prefetch, cluster_key, sign_key: self.sign_key.clone().or(beside), events })
     }
 
     fn key_store_paths(&self) -> Result<Option<KeyStorePaths>, Failure> {

@@ -15,8 +15,9 @@
 pub mod conformance;
 mod driver;
 mod launch;
+mod streams;
 mod tensor_map;
 
-pub use driver::SimDriver;
+pub use driver::{Room, SimDriver};
 pub use launch::{Fault, Options, Stats, kernel_names, launch, params_bytes};
 pub use tensor_map::{Swizzle, TensorMapSpec, TensorMapSpecError};

@@ -5,6 +5,7 @@
 
 mod attend;
 mod conformance;
+mod copies;
 mod elementwise;
 mod linear;
 mod sampling;

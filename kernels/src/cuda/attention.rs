@@ -4,14 +4,14 @@
 //! was met before, so that a replayed step finds its lists in place.
 
 use super::attend_plan::{AttendGeometry, AttendLimits, AttendPlan};
-use super::driver::{DevicePtr, Driver, Swizzle, TensorMap, TensorMapSpec};
+use super::driver::{DevicePtr, Driver, Memory, Swizzle, TensorMap, TensorMapSpec};
 use super::memory::{Buffer, DeviceArray};
 use super::pages::DevicePages;
 use super::params::attend::{
     AttendArgs, AttendItem, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth,
 };
 use super::params::merge::{MergeParams, MergeRow};
-use super::prefix_groups::{PrefixGroups, SharingRule};
+use super::prefix_groups::{PrefixGroups, SharedLayer, SharingRule};
 use super::step::StepArrays;
 use crate::{AttentionShape, KernelError, KvShape, Precision, StepLimits};
 
@@ -50,13 +50,16 @@ pub(super) struct Attention {
     part_ml: DevicePtr,
     limits: AttendLimits,
     rule: Option<SharingRule>,
+    /// Of keys and values in one layer.
+    token_bytes: u64,
     map: Option<TensorMap>,
 }
 
 impl Attention {
     /// `rule`: which prefixes are read once for several sequences; `None` = none.
     pub fn new(
-        driver: &dyn Driver,
+        memory: &dyn Memory,
+        sms: u32,
         limits: StepLimits,
         kv: &KvShape,
         rule: Option<SharingRule>,
@@ -65,32 +68,33 @@ impl Attention {
         let states = (STATE_BYTES / state.max(1)).min(STATES_MAX);
         let rows = limits.rows;
         let limits_of = AttendLimits {
-            items: (rows + 4 * driver.device().sms as usize) as u32,
+            items: (rows + 4 * sms as usize) as u32,
             rows: (rows * (1 + LEVELS)) as u32,
             states: states as u32,
         };
         let mut made = Self {
             lists: Vec::new(),
-            part_o: driver.alloc(states * state, "attention states")?,
-            part_ml: driver.alloc(states * limits.heads * 8, "attention states")?,
+            part_o: memory.alloc(states * state, "attention states")?,
+            part_ml: memory.alloc(states * limits.heads * 8, "attention states")?,
             limits: limits_of,
             rule,
+            token_bytes: (kv.page_bytes() / (kv.layers * kv.page_tokens)) as u64,
             map: None,
         };
         for _ in 0..SHAPES {
-            made.lists.push(made.new_lists(driver, rows)?);
+            made.lists.push(made.new_lists(memory, rows)?);
         }
         Ok(made)
     }
 
-    fn new_lists(&self, driver: &dyn Driver, rows: usize) -> Result<Lists, KernelError> {
+    fn new_lists(&self, memory: &dyn Memory, rows: usize) -> Result<Lists, KernelError> {
         let limits = &self.limits;
         Ok(Lists {
-            live: DeviceArray::new(driver, 2, "attention lists")?,
-            items: DeviceArray::new(driver, limits.items as usize, "attention lists")?,
-            row_list: DeviceArray::new(driver, limits.rows as usize, "attention lists")?,
-            merges: DeviceArray::new(driver, rows, "attention lists")?,
-            slots: DeviceArray::new(driver, limits.states as usize, "attention lists")?,
+            live: DeviceArray::new(memory, 2, "attention lists")?,
+            items: DeviceArray::new(memory, limits.items as usize, "attention lists")?,
+            row_list: DeviceArray::new(memory, limits.rows as usize, "attention lists")?,
+            merges: DeviceArray::new(memory, rows, "attention lists")?,
+            slots: DeviceArray::new(memory, limits.states as usize, "attention lists")?,
             plan: AttendPlan::default(),
             shape: None,
         })
@@ -136,7 +140,12 @@ impl Attention {
         };
         let groups = match self.rule {
             Some(rule) if shape.window.is_none() => {
-                PrefixGroups::find(&step.batch(), page_tokens, geometry.group, rule)
+                let layer = SharedLayer {
+                    group: geometry.group,
+                    kv_heads: geometry.kv_heads,
+                    token_bytes: self.token_bytes,
+                };
+                PrefixGroups::find(&step.batch(), page_tokens, layer, rule)
             }
             _ => PrefixGroups::default(),
         };

@@ -8,8 +8,13 @@
 //! output element in one chain along k whatever the number of rows, which is what makes a cache hit and a
 //! miss equal bit for bit.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use super::attention::{Attention, Extent};
+use super::copies::Copies;
 use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, Swizzle, TensorMapSpec};
+use super::ledger;
 use super::linear_plan::{self, LinearBoxes, LinearFamily};
 use super::memory::Buffer;
 use super::pages::DevicePages;
@@ -25,12 +30,10 @@ use super::sampling::Sampler;
 use super::step::{Live, StepArrays};
 use super::weights::{Linear, Vector};
 use crate::{
-    AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, LinearId,
-    Precision, Replay, RopeId, RopeStore, RopeTable, SampleRow, Sampled, StepLimits, VectorId, WeightForm,
+    AttentionShape, Backend, BackendInfo, Batch, BufferId, Copied, CopyBatch, DeviceLost, DevicePlan,
+    HostTensor, KernelError, KvShape, LinearId, MemoryNeeds, Precision, Replay, RopeId, RopeStore, RopeTable,
+    SampleRow, Sampled, StepLimits, VectorId, WeightForm,
 };
-
-/// Left to what is allocated beside weights and pages: attention's states, drawing, lists, recordings.
-const RESERVE: u64 = 384 << 20;
 
 /// What products may depend on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,14 +76,16 @@ pub struct CudaBackend {
     attention: Option<Attention>,
     sampler: Option<Sampler>,
     recordings: Recordings,
+    copies: RefCell<Copies>,
+    /// Where pages are copied from and to without a step's waiting.
+    pinned: Vec<(usize, usize)>,
     /// By weights.
     allocated: u64,
-    free_at_start: u64,
 }
 
 impl CudaBackend {
     pub fn new(driver: Box<dyn Driver>, options: CudaOptions) -> Self {
-        let free_at_start = driver.free_bytes();
+        let copies = RefCell::new(Copies::new(&*driver));
         Self {
             driver,
             options,
@@ -94,8 +99,9 @@ impl CudaBackend {
             attention: None,
             sampler: None,
             recordings: Recordings::new(),
+            copies,
+            pinned: Vec::new(),
             allocated: 0,
-            free_at_start,
         }
     }
 
@@ -144,6 +150,34 @@ impl CudaBackend {
         let rows = self.step().rows();
         let decodes = self.step().spans.iter().all(|span| span.rows == 1);
         self.options.graphs && decodes && wanted == rows && rows <= ROWS_MAX.min(self.logit_rows())
+    }
+
+    /// Pages that work reads or writes outside of a step.
+    fn guard_pages(&self, pages: &[u32]) {
+        self.copies.borrow_mut().guard_pages(&*self.driver, pages);
+    }
+
+    /// The step waits for copies of the pages that it reads, and of those that it writes.
+    fn guard_step(&self, batch: &Batch<'_>) {
+        let mut copies = self.copies.borrow_mut();
+        if copies.is_idle() {
+            return;
+        }
+        let page_tokens = self.pages().shape().page_tokens;
+        let (mut read, mut written) = (HashSet::<u32>::new(), HashSet::<u32>::new());
+        for span in batch.spans {
+            let of = |token: u32| span.table as usize + token as usize / page_tokens;
+            let (first, last) = (of(span.start), of(span.start + span.rows - 1));
+            read.extend(&batch.page_table[span.table as usize..first]);
+            written.extend(&batch.page_table[first..=last]);
+        }
+        copies.guard(&*self.driver, |page| read.contains(&page), |page| written.contains(&page));
+    }
+
+    /// The bytes of a page in memory that stays mapped: what a copy may use after the call.
+    fn is_lasting(&self, bytes: &[u8]) -> bool {
+        let (from, to) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
+        self.pinned.iter().any(|&(start, end)| start <= from && to <= end)
     }
 
     /// A product by the library; false if it has to be done here.
@@ -262,7 +296,8 @@ impl Backend for CudaBackend {
             heads: 64 * shape.kv_heads,
         });
         self.step = Some(StepArrays::new(&*self.driver, limits, shape.page_tokens)?);
-        self.attention = Some(Attention::new(&*self.driver, limits, &shape, self.options.sharing)?);
+        let sms = self.driver.device().sms;
+        self.attention = Some(Attention::new(&*self.driver, sms, limits, &shape, self.options.sharing)?);
         self.sampler = Some(Sampler::new(&*self.driver, limits.rows.min(self.logit_rows()))?);
         self.pages = Some(DevicePages::new(&*self.driver, shape)?);
         Ok(())
@@ -272,14 +307,13 @@ impl Backend for CudaBackend {
         self.allocated
     }
 
-    fn free_bytes(&self) -> Option<u64> {
-        Some(self.driver.free_bytes().saturating_sub(RESERVE))
+    fn plan(&self, needs: &MemoryNeeds) -> Result<Option<DevicePlan>, KernelError> {
+        let (device, free) = (self.driver.device(), self.driver.free_bytes());
+        ledger::plan(device, free, self.logit_rows(), needs).map(Some)
     }
 
-    fn other_bytes(&self) -> Option<u64> {
-        let pages = self.pages.as_ref().map_or(0, |p| p.shape().page_bytes() * p.shape().pages) as u64;
-        let taken = self.free_at_start.saturating_sub(self.driver.free_bytes());
-        Some(taken.saturating_sub(self.allocated + pages))
+    fn reserve(&mut self, plan: &DevicePlan) -> Result<(), KernelError> {
+        self.driver.reserve(plan.weights + plan.buffers)
     }
 
     fn holds_f32(&self) -> bool {
@@ -290,8 +324,9 @@ impl Backend for CudaBackend {
         256
     }
 
-    fn pin_host(&self, start: *const u8, bytes: usize) {
-        self.driver.pin(start, bytes);
+    fn pin_host(&mut self, start: *const u8, bytes: usize) -> bool {
+        self.pinned.push((start as usize, start as usize + bytes));
+        self.driver.pin(start, bytes)
     }
 
     fn begin(&mut self, batch: &Batch<'_>) {
@@ -305,6 +340,7 @@ impl Backend for CudaBackend {
         }
         let attention = self.attention.as_mut().expect("kv_pool makes it");
         attention.begin(&*self.driver, step, shape.page_tokens);
+        self.guard_step(batch);
     }
 
     fn replay(&mut self, wanted: usize) -> Replay {
@@ -507,6 +543,10 @@ impl Backend for CudaBackend {
 
     fn end(&mut self) {}
 
+    fn check_device(&self) -> Result<(), DeviceLost> {
+        self.driver.check()
+    }
+
     fn read(&self, buffer: BufferId) -> Vec<f32> {
         self.buffer_of(buffer).read(&*self.driver)
     }
@@ -515,13 +555,16 @@ impl Backend for CudaBackend {
         self.buffers[buffer.0].1 = Live::Rows;
     }
     fn page_copy(&mut self, pairs: &[(u32, u32)]) {
+        self.guard_pages(&pairs.iter().flat_map(|&(from, to)| [from, to]).collect::<Vec<u32>>());
         self.pages().copy(&*self.driver, pairs);
     }
     fn page_zero(&mut self, pages: &[u32]) {
         self.end_recording(); // a restart begins here
+        self.guard_pages(pages);
         self.pages().zero(&*self.driver, pages);
     }
     fn page_unclean(&self, pages: &[u32]) -> Vec<u32> {
+        self.guard_pages(pages);
         self.pages().unclean(&*self.driver, pages)
     }
     fn page_read(&self, page: u32) -> Vec<u8> {
@@ -530,9 +573,51 @@ impl Backend for CudaBackend {
         bytes
     }
     fn page_read_into(&self, page: u32, out: &mut [u8]) {
+        self.guard_pages(&[page]);
         self.pages().read(&*self.driver, page, out);
     }
     fn page_write(&mut self, page: u32, bytes: &[u8]) {
+        self.guard_pages(&[page]);
         self.pages().write(&*self.driver, page, bytes);
+    }
+
+    fn copies_beside(&self) -> bool {
+        true
+    }
+
+    fn page_save(&mut self, page: u32, out: &mut [u8]) {
+        assert_eq!(out.len(), self.pages().shape().page_bytes());
+        if !self.is_lasting(out) {
+            return self.page_read_into(page, out);
+        }
+        self.copies.get_mut().save(&*self.driver, page, out.len());
+        let from = self.pages().page(page);
+        // SAFETY: whoever gave the memory to `pin_host` keeps it mapped, and nobody else is in it until the batch has
+        // arrived.
+        unsafe { self.driver.fetch(from, out) };
+    }
+
+    fn page_restore(&mut self, page: u32, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.pages().shape().page_bytes());
+        if !self.is_lasting(bytes) {
+            return self.page_write(page, bytes);
+        }
+        self.copies.get_mut().restore(&*self.driver, page, bytes.len());
+        let to = self.pages().page(page);
+        // SAFETY: whoever gave the memory to `pin_host` keeps it mapped.
+        unsafe { self.driver.send(to, bytes) };
+    }
+
+    fn end_batch(&mut self) -> Option<CopyBatch> {
+        self.copies.get_mut().end_batch(&*self.driver)
+    }
+    fn has_arrived(&mut self, batch: CopyBatch) -> bool {
+        self.copies.get_mut().has_arrived(&*self.driver, batch)
+    }
+    fn wait_for(&mut self, batch: CopyBatch) {
+        self.copies.get_mut().wait(&*self.driver, batch);
+    }
+    fn take_copied(&mut self) -> Copied {
+        self.copies.get_mut().take_copied()
     }
 }

@@ -4,10 +4,12 @@
 //! runs the same kernels on the CPU. Everything above this trait (which kernel, which grid, which bytes of
 //! parameters, what is uploaded when) is therefore the same code in CI and on a card.
 //!
-//! All work goes to one stream, in order. Allocation happens at load only. What fails after load is a bug
-//! or a dead device: it panics with the driver's words, which fails the step behind the executor's fence.
+//! Work goes to one stream, in order; pages on their way from and to the host go to another, and the two wait for each
+//! other by events only. Allocation happens at load only. What fails after load is a bug
+//! or a dead device: it panics with the driver's words, which fails the step behind the executor's fence; which of
+//! the two it was, [`Driver::check`] says.
 
-use crate::KernelError;
+use crate::{DeviceLost, KernelError};
 
 /// An address in device memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -119,13 +121,41 @@ pub enum OutType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GraphId(pub u32);
 
-/// A device and its one stream.
-pub trait Driver: Send {
-    fn device(&self) -> &DeviceInfo;
-    /// Bytes that can still be allocated.
-    fn free_bytes(&self) -> u64;
+/// Where device memory comes from. Apart from [`Driver`], so that a plan of the memory can run the same
+/// constructors over a ledger.
+pub trait Memory {
     /// Memory that stays until the driver goes; 256-byte aligned, contents unknown.
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<DevicePtr, KernelError>;
+}
+
+/// What allocations are rounded up to.
+pub const ALIGN: usize = 256;
+
+/// An order of work. The two run side by side unless one is told to follow an event of the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// Steps, and everything that has no stream in its name.
+    Work,
+    /// Pages between device and host.
+    Copies,
+}
+
+/// A point in a stream, once it was marked; each mark moves it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Event(pub u32);
+
+/// A device and its two streams.
+pub trait Driver: Memory + Send {
+    fn device(&self) -> &DeviceInfo;
+    /// Waits for all work; an error that sticks to the device shows here, and in every call from now on.
+    fn check(&self) -> Result<(), DeviceLost>;
+    /// Bytes that can still be allocated.
+    fn free_bytes(&self) -> u64;
+    /// Takes one piece of `bytes`, out of which the allocations that follow are cut as long as it lasts: the
+    /// driver would round each of a model's hundreds up to its own granule.
+    fn reserve(&self, bytes: u64) -> Result<(), KernelError>;
+    /// As [`Memory::alloc`], in a piece of its own.
+    fn alloc_pool(&self, bytes: usize) -> Result<DevicePtr, KernelError>;
     /// Copies to the device; `bytes` may change once this returns.
     fn upload(&self, to: DevicePtr, bytes: &[u8]);
     /// Waits for the stream, then copies from the device.
@@ -144,6 +174,29 @@ pub trait Driver: Send {
     fn abandon(&self);
     fn replay(&self, graph: GraphId);
 
-    /// Makes copies from and to this memory direct. It must stay mapped as long as the driver lives.
-    fn pin(&self, start: *const u8, bytes: usize);
+    /// Makes copies from and to this memory direct; false if the driver will not. It must stay mapped as long as the
+    /// driver lives.
+    fn pin(&self, start: *const u8, bytes: usize) -> bool;
+
+    /// A new event; a few at load.
+    fn event(&self) -> Event;
+    /// The event is now: it passes when all that `stream` was given so far has run.
+    fn mark(&self, event: Event, stream: Stream);
+    /// What `stream` is given from now on runs after the event, as it was last marked.
+    fn follow(&self, stream: Stream, event: Event);
+    fn has_passed(&self, event: Event) -> bool;
+    /// Waits until it has.
+    fn pass(&self, event: Event);
+    /// Nanoseconds on the device between two events that have passed; 0 if it keeps no time.
+    fn between_ns(&self, from: Event, to: Event) -> u64;
+    /// Copies to the device in [`Stream::Copies`] and returns at once.
+    ///
+    /// # Safety
+    /// `bytes` stay mapped until an event has passed that was marked behind this copy.
+    unsafe fn send(&self, to: DevicePtr, bytes: &[u8]);
+    /// Copies from the device in [`Stream::Copies`] and returns at once.
+    ///
+    /// # Safety
+    /// As [`Driver::send`], and nobody looks at `out` until then.
+    unsafe fn fetch(&self, from: DevicePtr, out: &mut [u8]);
 }

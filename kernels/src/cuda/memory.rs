@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Driver, Memory};
 use super::replay::bucket;
 use crate::{KernelError, Precision};
 
@@ -20,8 +20,8 @@ pub(super) struct DeviceArray<T> {
 }
 
 impl<T: Pod> DeviceArray<T> {
-    pub fn new(driver: &dyn Driver, capacity: usize, what: &'static str) -> Result<Self, KernelError> {
-        let at = driver.alloc(capacity * size_of::<T>(), what)?;
+    pub fn new(memory: &dyn Memory, capacity: usize, what: &'static str) -> Result<Self, KernelError> {
+        let at = memory.alloc(capacity * size_of::<T>(), what)?;
         Ok(Self { at, capacity, kind: PhantomData })
     }
 
@@ -62,13 +62,13 @@ pub(super) struct Buffer {
 
 impl Buffer {
     pub fn new(
-        driver: &dyn Driver,
+        memory: &dyn Memory,
         rows_max: usize,
         cols: usize,
         precision: Precision,
     ) -> Result<Self, KernelError> {
         // Kernels and libraries are launched for whole buckets of rows.
-        let at = driver.alloc(bucket(rows_max) * cols * bytes_of(precision), "activations")?;
+        let at = memory.alloc(bucket(rows_max) * cols * bytes_of(precision), "activations")?;
         Ok(Self { at, rows_max, cols, precision, rows: 0 })
     }
 

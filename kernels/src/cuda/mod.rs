@@ -11,8 +11,10 @@
 pub mod attend_plan;
 mod attention;
 mod backend;
+mod copies;
 pub mod driver;
 pub mod gpu;
+mod ledger;
 pub mod linear_fp8;
 pub mod linear_plan;
 mod memory;
@@ -22,6 +24,7 @@ pub mod prefix_groups;
 mod replay;
 mod rope;
 mod sampling;
+pub mod sharing;
 pub mod source;
 mod step;
 mod weights;

@@ -3,7 +3,7 @@
 //! A page is one contiguous extent, so tiers copy it in one piece. Lists of pages are uploaded and worked off
 //! by one launch; zeroing and looking are two, since what is read back must not be what a kernel still holds.
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Driver, Memory};
 use super::memory::DeviceArray;
 use super::params::pages::{PageCopyParams, PageVerifyParams, PageZeroParams};
 use crate::{KernelError, KvShape, KvType};
@@ -20,6 +20,15 @@ pub(super) struct DevicePages {
 
 impl DevicePages {
     pub fn new(driver: &dyn Driver, shape: KvShape) -> Result<Self, KernelError> {
+        let mut made = Self::lists(driver, shape)?;
+        let bytes = shape.page_bytes() * shape.pages;
+        made.at = driver.alloc_pool(bytes)?;
+        driver.zero(made.at, bytes);
+        Ok(made)
+    }
+
+    /// All but the pages themselves; refuses shapes that the kernels do not serve.
+    pub fn lists(memory: &dyn Memory, shape: KvShape) -> Result<Self, KernelError> {
         let refuse = |what, value, why| Err(KernelError::Unsupported { backend: "cuda", what, value, why });
         if ![16, 32, 64].contains(&shape.page_tokens) {
             return refuse("page_tokens", shape.page_tokens, "pages hold 16, 32 or 64 tokens");
@@ -30,14 +39,11 @@ impl DevicePages {
         if shape.kind != KvType::Bf16 {
             return refuse("kv bits", 32, "keys and values are held as bf16 on a GPU");
         }
-        let bytes = shape.page_bytes() * shape.pages;
-        let at = driver.alloc(bytes, "kv pages")?;
-        driver.zero(at, bytes);
         Ok(Self {
-            at,
+            at: DevicePtr::NULL,
             shape,
-            list: DeviceArray::new(driver, 2 * LIST, "page lists")?,
-            counts: DeviceArray::new(driver, LIST, "page lists")?,
+            list: DeviceArray::new(memory, 2 * LIST, "page lists")?,
+            counts: DeviceArray::new(memory, LIST, "page lists")?,
         })
     }
 
@@ -120,7 +126,8 @@ impl DevicePages {
         driver.upload(self.page(page), bytes);
     }
 
-    fn page(&self, page: u32) -> DevicePtr {
+    /// Where a page's bytes lie.
+    pub fn page(&self, page: u32) -> DevicePtr {
         assert!((page as usize) < self.shape.pages, "page {page} outside the pool");
         self.at.plus(page as usize * self.shape.page_bytes())
     }

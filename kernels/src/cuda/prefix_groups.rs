@@ -14,23 +14,8 @@
 //! Cost: one comparison of a tile's page numbers a sequence and shared tile, up to the depth at which groups end.
 
 use super::attend_plan::AttendGroup;
+pub use super::sharing::{SharedLayer, SharingRule};
 use crate::{ATTENTION_TILE, Batch};
-
-/// When reading a prefix once beats reading it for each: `(n − 1) · prefix bytes / bandwidth` must exceed what the
-/// merge of one more state costs. Measured tables replace these figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SharingRule {
-    /// Shorter shared stretches are not worth a state.
-    pub tokens_min: u32,
-    /// Query rows (sequences times heads of a group) that a shared item must have.
-    pub rows_min: u32,
-}
-
-impl Default for SharingRule {
-    fn default() -> Self {
-        Self { tokens_min: ATTENTION_TILE as u32, rows_min: 32 }
-    }
-}
 
 /// Groups of a step; borrow them as the plan wants them with [`PrefixGroups::list`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,10 +31,10 @@ struct Group {
 }
 
 impl PrefixGroups {
-    /// Finds the groups of `batch` that `rule` accepts; `group` query heads share a KV head.
-    pub fn find(batch: &Batch<'_>, page_tokens: usize, group: u32, rule: SharingRule) -> Self {
+    /// Finds the groups of `batch` that `rule` accepts.
+    pub fn find(batch: &Batch<'_>, page_tokens: usize, layer: SharedLayer, rule: SharingRule) -> Self {
         let mut found = Self::default();
-        let finder = Finder { batch, tile_pages: ATTENTION_TILE / page_tokens, group, rule };
+        let finder = Finder { batch, tile_pages: ATTENTION_TILE / page_tokens, layer, rule };
         let all: Vec<u32> = (0..batch.spans.len() as u32).collect();
         finder.descend(all, 0, 0, &mut found.groups);
         found
@@ -70,7 +55,7 @@ impl PrefixGroups {
 struct Finder<'a> {
     batch: &'a Batch<'a>,
     tile_pages: usize,
-    group: u32,
+    layer: SharedLayer,
     rule: SharingRule,
 }
 
@@ -78,7 +63,8 @@ impl Finder<'_> {
     /// `members` share the tiles before `tile`; what they share beyond becomes a group if it is worth it, and
     /// those of them that share still more are looked at again. `covered` tiles belong to a group already.
     fn descend(&self, members: Vec<u32>, tile: usize, covered: usize, out: &mut Vec<Group>) {
-        if (members.len() as u32) * self.group < self.rule.rows_min || members.len() < 2 {
+        let count = members.len() as u32;
+        if self.rule.is_hopeless(count, &self.layer) {
             return;
         }
         let first = members[0];
@@ -89,7 +75,8 @@ impl Finder<'_> {
             end += 1;
         }
         let mut covered = covered;
-        if (end - covered) as u32 * ATTENTION_TILE as u32 >= self.rule.tokens_min {
+        let shared = ((end - covered) * ATTENTION_TILE) as u32;
+        if shared > 0 && self.rule.is_worth(count, shared, &self.layer) {
             let table = self.batch.spans[first as usize].table;
             out.push(Group { tokens: (end * ATTENTION_TILE) as u32, table, spans: members.clone() });
             covered = end;
@@ -120,8 +107,13 @@ impl Finder<'_> {
 mod tests {
     use super::*;
     use crate::SeqSpan;
+    use crate::cuda::sharing::SharingCosts;
 
     const PAGE: usize = 64;
+
+    fn layer(group: u32) -> SharedLayer {
+        SharedLayer { group, kv_heads: 1, token_bytes: 512 }
+    }
 
     /// A batch of decodes, each given by its tiles (a number stands for four pages of 64) and a tail.
     fn found(sequences: &[&[u32]], rows_min: u32, tokens_min: u32) -> Vec<(u32, Vec<u32>)> {
@@ -134,8 +126,8 @@ mod tests {
         }
         let tokens = vec![0; spans.len()];
         let batch = Batch { tokens: &tokens, spans: &spans, page_table: &table };
-        let rule = SharingRule { tokens_min, rows_min };
-        let groups = PrefixGroups::find(&batch, PAGE, 4, rule);
+        let rule = SharingRule::Thresholds { tokens_min, rows_min };
+        let groups = PrefixGroups::find(&batch, PAGE, layer(4), rule);
         groups.list().iter().map(|g| (g.tokens, g.spans.to_vec())).collect()
     }
 
@@ -160,6 +152,27 @@ mod tests {
     }
 
     #[test]
+    fn measured_costs_choose_by_what_the_stretch_spares() {
+        let sequences: [&[u32]; 3] = [&[1, 2, 3, 4], &[1, 2, 3, 5], &[1, 6, 7, 8]];
+        let found = |group_ns: u64| {
+            let costs = SharingCosts { byte_fs: 1_000_000, group_ns, row_ps: 0 };
+            let (mut table, mut spans) = (Vec::new(), Vec::new());
+            for (i, tiles) in sequences.iter().enumerate() {
+                spans.push(SeqSpan { row: i as u32, rows: 1, start: 1025, table: table.len() as u32 });
+                table.extend(tiles.iter().flat_map(|&tile| (0..4).map(move |page| tile * 4 + page)));
+                table.push(4000 + i as u32);
+            }
+            let batch = Batch { tokens: &[0; 3], spans: &spans, page_table: &table };
+            let groups = PrefixGroups::find(&batch, PAGE, layer(4), SharingRule::Measured(costs));
+            groups.list().iter().map(|g| (g.tokens, g.spans.len())).collect::<Vec<_>>()
+        };
+        // A tile is 131,072 bytes, a nanosecond each: the first group spares two tiles, the second two more.
+        assert_eq!(found(100_000), [(256, 3), (768, 2)]);
+        assert_eq!(found(262_144), [(768, 2)], "worth more than the first, which spares exactly that");
+        assert_eq!(found(393_216), []);
+    }
+
+    #[test]
     fn equal_pages_after_other_pages_are_not_shared() {
         let sequences: [&[u32]; 2] = [&[1, 2], &[3, 2]];
         assert_eq!(found(&sequences, 1, 256), []);
@@ -170,7 +183,7 @@ mod tests {
         let spans = [0, 1].map(|row| SeqSpan { row, rows: 1, start: 511, table: 0 });
         let table: Vec<u32> = (0..8).collect();
         let batch = Batch { tokens: &[0, 0], spans: &spans, page_table: &table };
-        let groups = PrefixGroups::find(&batch, PAGE, 16, SharingRule::default());
+        let groups = PrefixGroups::find(&batch, PAGE, layer(16), SharingRule::default());
         assert_eq!(groups.list().len(), 1);
         assert_eq!(groups.list()[0].tokens, 256);
     }

@@ -3,7 +3,7 @@
 //! The table is allocated for all positions, since kernels keep its address, and filled a run of positions at
 //! a time: 131,072 positions at once would cost a second at start.
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Driver, Memory};
 use crate::{KernelError, RopeTable};
 
 /// Positions that are tabulated at a time.
@@ -16,9 +16,14 @@ pub(super) struct Angles {
 }
 
 impl Angles {
-    pub fn new(driver: &dyn Driver, table: &RopeTable) -> Result<Self, KernelError> {
-        let at = driver.alloc(table.positions * table.inv_freq.len() * 8, "rope table")?;
+    pub fn new(memory: &dyn Memory, table: &RopeTable) -> Result<Self, KernelError> {
+        let at = memory.alloc(Self::bytes(table.positions, table.inv_freq.len()), "rope table")?;
         Ok(Self { table: table.clone(), at, filled: 0 })
+    }
+
+    /// Of a table.
+    pub fn bytes(positions: usize, pairs: usize) -> usize {
+        positions * pairs * 2 * size_of::<f32>()
     }
 
     pub fn at(&self) -> DevicePtr {

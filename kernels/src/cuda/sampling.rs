@@ -3,7 +3,7 @@
 //! Parameters and edits go up, one record a row comes back; a row of logits is downloaded only for requests
 //! that the kernels refuse (see [`supports`]). Which side draws does not show: both give the same token.
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Driver, Memory};
 use super::memory::{Buffer, DeviceArray};
 use super::params::sample::{
     SCRATCH_BYTES, SampleEdit, SampleOut, SampleParams, SampleRowParams, VOCAB_END, prepare, sampled,
@@ -26,14 +26,14 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub fn new(driver: &dyn Driver, rows_max: usize) -> Result<Self, KernelError> {
+    pub fn new(memory: &dyn Memory, rows_max: usize) -> Result<Self, KernelError> {
         let neutral = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         Ok(Self {
-            rows: DeviceArray::new(driver, rows_max, "drawing")?,
-            edits: DeviceArray::new(driver, EDITS_MAX, "drawing")?,
-            undo: driver.alloc(EDITS_MAX * size_of::<f32>(), "drawing")?,
-            scratch: driver.alloc(rows_max * SCRATCH_BYTES, "drawing")?,
-            out: DeviceArray::new(driver, rows_max, "drawing")?,
+            rows: DeviceArray::new(memory, rows_max, "drawing")?,
+            edits: DeviceArray::new(memory, EDITS_MAX, "drawing")?,
+            undo: memory.alloc(EDITS_MAX * size_of::<f32>(), "drawing")?,
+            scratch: memory.alloc(rows_max * SCRATCH_BYTES, "drawing")?,
+            out: DeviceArray::new(memory, rows_max, "drawing")?,
             neutral,
             nothing: History::default(),
         })

@@ -11,23 +11,47 @@ pub struct Unit {
     /// File name without `.cu`.
     pub name: &'static str,
     text: &'static str,
+    serves: Serves,
+}
+
+/// Which devices a unit's kernels are launched on by a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serves {
+    All,
     /// Uses instructions that only Hopper has.
-    pub hopper_only: bool,
+    Hopper,
+    /// Where Hopper's own kernels do the same work.
+    ButHopper,
+    /// Holds a device against the emulator, or nothing calls it yet.
+    None,
+    /// As `None`, with instructions that only Hopper has.
+    NoneOnHopper,
 }
 
 impl Unit {
-    /// Serves nobody: holds a device against the emulator, instruction by instruction.
-    pub fn is_for_checks(&self) -> bool {
-        self.name.starts_with("conformance")
+    /// Whether it has instructions for such a device.
+    pub fn runs_on(&self, is_hopper: bool) -> bool {
+        is_hopper || !matches!(self.serves, Serves::Hopper | Serves::NoneOnHopper)
+    }
+
+    /// Whether a server on such a device launches any of its kernels: the others need not be compiled there, which
+    /// is a third of the first start.
+    pub fn serves_on(&self, is_hopper: bool) -> bool {
+        match self.serves {
+            Serves::All => true,
+            Serves::Hopper => is_hopper,
+            Serves::ButHopper => !is_hopper,
+            Serves::None | Serves::NoneOnHopper => false,
+        }
     }
 }
 
 macro_rules! unit {
     ($name:literal) => {
-        Unit { name: $name, text: include_str!(concat!("../../cu/", $name, ".cu")), hopper_only: false }
+        unit!($name, All)
     };
-    ($name:literal, hopper only) => {
-        Unit { hopper_only: true, ..unit!($name) }
+    ($name:literal, $serves:ident) => {
+        Unit { name: $name, text: include_str!(concat!("../../cu/", $name, ".cu")), serves: Serves::$serves }
     };
 }
 
@@ -41,13 +65,13 @@ macro_rules! header {
 pub const UNITS: &[Unit] = &[
     unit!("act"),
     unit!("attend_mma"),
-    unit!("attend_sm90", hopper only),
-    unit!("conformance"),
-    unit!("conformance_sm90", hopper only),
-    unit!("linear_fp8"),
-    unit!("linear_row"),
-    unit!("linear_sm90", hopper only),
-    unit!("linear_tile"),
+    unit!("attend_sm90", Hopper),
+    unit!("conformance", None),
+    unit!("conformance_sm90", NoneOnHopper),
+    unit!("linear_fp8", None),
+    unit!("linear_row", ButHopper),
+    unit!("linear_sm90", Hopper),
+    unit!("linear_tile", ButHopper),
     unit!("merge"),
     unit!("norm"),
     unit!("pages"),
@@ -75,6 +99,12 @@ impl Unit {
         let mut out = String::new();
         expand(self.text, &mut Vec::new(), &mut out);
         out
+    }
+
+    /// The file of its machine code. It carries what it was built from, so that code of other sources is never
+    /// taken for it.
+    pub fn file(&self, target: &str) -> String {
+        format!("{}.{target}.{}.cubin", self.name, self.hash(target))
     }
 
     /// Names it together with what it was built from.

@@ -3,7 +3,7 @@
 //! Every array has its place for life. A kernel that is launched for more rows than are live looks at the
 //! count in [`StepArrays::live`] and leaves, so a recorded step serves any number of rows up to its bucket.
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Driver, Memory};
 use super::memory::DeviceArray;
 use crate::{Batch, KernelError, SeqSpan, StepLimits};
 
@@ -33,15 +33,15 @@ pub(super) struct StepArrays {
 }
 
 impl StepArrays {
-    pub fn new(driver: &dyn Driver, limits: StepLimits, page_tokens: usize) -> Result<Self, KernelError> {
-        let rows = |what| DeviceArray::new(driver, limits.rows, what);
+    pub fn new(memory: &dyn Memory, limits: StepLimits, page_tokens: usize) -> Result<Self, KernelError> {
+        let rows = |what| DeviceArray::new(memory, limits.rows, what);
         let table = limits.seqs * limits.positions.div_ceil(page_tokens);
         Ok(Self {
-            live: DeviceArray::new(driver, 2, "step")?,
+            live: DeviceArray::new(memory, 2, "step")?,
             tokens: rows("step")?,
             positions: rows("step")?,
             row_pages: rows("step")?,
-            page_table: DeviceArray::new(driver, table, "page tables")?,
+            page_table: DeviceArray::new(memory, table, "page tables")?,
             picks: rows("step")?,
             spans: Vec::new(),
             host_positions: Vec::new(),

@@ -38,7 +38,7 @@ impl Linear {
             return refuse("columns", k, "rows of a weight are whole 16-byte vectors");
         }
         let n = parts.iter().map(HostTensor::rows).sum();
-        let at = driver.alloc(n * k * size_of::<bf16>(), "weights")?;
+        let at = driver.alloc(Self::bytes_of(n * k), "weights")?;
         let mut next = at;
         for part in parts {
             upload(driver, next, part);
@@ -48,7 +48,12 @@ impl Linear {
     }
 
     pub fn bytes(&self) -> usize {
-        self.n * self.k * size_of::<bf16>()
+        Self::bytes_of(self.n * self.k)
+    }
+
+    /// Of a weight with this many elements.
+    pub fn bytes_of(elements: usize) -> usize {
+        elements * size_of::<bf16>()
     }
 }
 
@@ -78,6 +83,11 @@ pub(super) struct Vector {
 }
 
 impl Vector {
+    /// Of both copies of a vector of this length.
+    pub fn bytes_of(len: usize) -> [usize; 2] {
+        [len * size_of::<f32>(), len * size_of::<bf16>()]
+    }
+
     pub fn load(driver: &dyn Driver, parts: &[HostTensor<'_>]) -> Result<Self, KernelError> {
         let mut values = vec![0.0f32; parts.iter().map(|p| p.rows() * p.cols()).sum()];
         let mut rest = values.as_mut_slice();
@@ -87,8 +97,9 @@ impl Vector {
             rest = after;
         }
         let narrow_values: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
-        let at = driver.alloc(values.len() * 4, "weights")?;
-        let narrow = driver.alloc(values.len() * 2, "weights")?;
+        let [wide, small] = Self::bytes_of(values.len());
+        let at = driver.alloc(wide, "weights")?;
+        let narrow = driver.alloc(small, "weights")?;
         driver.upload(at, bytemuck::cast_slice(&values));
         driver.upload(narrow, bytemuck::cast_slice(&narrow_values));
         Ok(Self { at, narrow, len: values.len() })

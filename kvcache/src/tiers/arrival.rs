@@ -35,11 +35,12 @@ impl Tiers {
         moves
     }
 
-    /// Steps up to `step` have answered: what they saved is there, but for the `unsaved` frames, and what
-    /// they read may go.
-    pub fn complete(&mut self, step: StepId, unsaved: &[FrameId]) {
+    /// Steps up to `step` have answered: what they saved is there, but for the `unsaved` frames; and what those up to
+    /// `landed` read may go.
+    pub fn complete(&mut self, step: StepId, landed: StepId, unsaved: &[FrameId]) {
         let is_done = |of: &Option<StepId>| of.is_some_and(|of| of <= step);
-        let (read, reading) = std::mem::take(&mut self.reading).into_iter().partition(|(of, _)| is_done(of));
+        let is_read = |of: &Option<StepId>| of.is_some_and(|of| of <= landed);
+        let (read, reading) = std::mem::take(&mut self.reading).into_iter().partition(|(of, _)| is_read(of));
         self.reading = reading;
         for (_, lease) in read {
             self.give_back(Tier::Host, lease);

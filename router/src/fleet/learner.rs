@@ -241,7 +241,7 @@ impl Fit {
             }
             for a in (0..3).filter(|a| *a != p) {
                 let (times, pivot) = (m[a][p] / m[p][p], m[p]);
-                m[a].iter_mut().zip(pivot).for_each(|(to, from)| *to -= times * from);
+                m[a].iter_mut().zip(pivot).skip(p).for_each(|(left, above)| *left -= times * above);
             }
         }
         let x: [f64; 3] = std::array::from_fn(|c| m[c][3] / m[c][c]);

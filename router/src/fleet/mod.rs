@@ -100,6 +100,14 @@ impl Fleet {
         }
     }
 
+    /// A probe found a replica so.
+    pub fn probed(&mut self, seat: Seat, readiness: Readiness, now: Nanos) {
+        if let Some(replica) = self.replicas.get_mut(seat.index()).and_then(Option::as_mut) {
+            replica.alive(now);
+            replica.readiness = readiness;
+        }
+    }
+
     /// Declares those dead that have been silent too long; who that is now and was not before.
     pub fn silence(&mut self, now: Nanos) -> SeatSet {
         let limit = self.limits.silence_max;

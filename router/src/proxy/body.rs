@@ -133,7 +133,8 @@ impl Watched {
     }
 
     fn cut(&mut self, ending: Ending) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let seat = self.placement.as_ref().map(|placement| placement.replica().upstream.address().to_string());
+        let seat =
+            self.placement.as_ref().map(|placement| placement.replica().upstream.address().to_string());
         self.end(ending);
         let Some(face) = self.events else { return Poll::Ready(Some(Err(Cut))) };
         let message = format!("the replica {} ended in the midst of the answer", seat.unwrap_or_default());

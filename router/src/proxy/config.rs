@@ -30,8 +30,6 @@ pub struct Config {
     pub health_failures: u32,
     pub body_bytes_max: usize,
     pub connections_max: usize,
-    /// Requests open at once, waiting ones included.
-    pub requests_max: usize,
     /// For what runs when the router is told to stop.
     pub drain: Duration,
     /// Makes ties and names of text reproducible.
@@ -54,7 +52,6 @@ impl Default for Config {
             health_failures: 2,
             body_bytes_max: 16 << 20,
             connections_max: 16 << 10,
-            requests_max: 16 << 10,
             drain: Duration::from_secs(30),
             seed: 0,
         }

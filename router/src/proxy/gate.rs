@@ -1,4 +1,4 @@
-//! Who may call the router, and as whom a request counts where shares are fair.
+//! Who may call the router, and as whom a request counts where shares are fair (a digest, never a key).
 //!
 //! Without keys of its own the router passes the client's `Authorization` on and lets the replicas decide; it
 //! then only tells callers apart, by a digest, so that one of them cannot take all seats. With keys it decides
@@ -9,10 +9,7 @@ use web::{KeyDigest, bearer};
 
 use super::config::Config;
 use super::refusal::{Reason, Refusal};
-
-/// Whose share a request uses up: a digest, never a key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Tenant(pub u64);
+use crate::admission::Tenant;
 
 /// The router's keys.
 pub struct Gate {

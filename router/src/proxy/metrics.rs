@@ -79,10 +79,18 @@ impl Metrics {
         }
         page.counter("retries", "Requests sent to a second replica.", get(&self.retries));
         page.counter("prompt_blocks", "Blocks of placed prompts.", get(&self.prompt_blocks));
-        page.counter("held_blocks", "Blocks of those that the chosen replica was known to hold.", get(&self.held_blocks));
+        page.counter(
+            "held_blocks",
+            "Blocks of those that the chosen replica was known to hold.",
+            get(&self.held_blocks),
+        );
         page.histogram("decision_seconds", "Naming, looking up and choosing.", &self.decision);
         page.histogram("queue_seconds", "From arrival to admission.", &self.queue);
-        page.histogram("first_byte_seconds", "From arrival to the first byte of the answer.", &self.first_byte);
+        page.histogram(
+            "first_byte_seconds",
+            "From arrival to the first byte of the answer.",
+            &self.first_byte,
+        );
         page.histogram("request_seconds", "From arrival to the last byte of the answer.", &self.whole);
     }
 }

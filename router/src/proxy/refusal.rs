@@ -19,6 +19,7 @@ pub const OVERFLOW_HEADER: &str = "x-quire-overflow";
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Reason {
     InvalidJson,
+    InvalidHeader,
     UnknownModel,
     UnknownUrl,
     MethodNotAllowed,
@@ -42,8 +43,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::InvalidJson,
+        Reason::InvalidHeader,
         Reason::UnknownModel,
         Reason::UnknownUrl,
         Reason::MethodNotAllowed,
@@ -65,6 +67,7 @@ impl Reason {
     pub fn code(self) -> &'static str {
         match self {
             Reason::InvalidJson => "invalid_json",
+            Reason::InvalidHeader => "invalid_header",
             Reason::UnknownModel => "model_not_found",
             Reason::UnknownUrl => "unknown_url",
             Reason::MethodNotAllowed => "method_not_allowed",
@@ -85,7 +88,7 @@ impl Reason {
 
     pub fn status(self) -> StatusCode {
         match self {
-            Reason::InvalidJson | Reason::BodyCut => StatusCode::BAD_REQUEST,
+            Reason::InvalidJson | Reason::InvalidHeader | Reason::BodyCut => StatusCode::BAD_REQUEST,
             Reason::UnknownModel | Reason::UnknownUrl => StatusCode::NOT_FOUND,
             Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Reason::InvalidApiKey => StatusCode::UNAUTHORIZED,
@@ -93,7 +96,9 @@ impl Reason {
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::BodySlow => StatusCode::REQUEST_TIMEOUT,
             Reason::Saturated | Reason::TenantQueueFull => StatusCode::TOO_MANY_REQUESTS,
-            Reason::ExpiredBeforeStart | Reason::NoReplica | Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::ExpiredBeforeStart | Reason::NoReplica | Reason::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Reason::ReplicaFailed => StatusCode::BAD_GATEWAY,
             Reason::ReplicaTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -205,8 +210,10 @@ mod tests {
     #[test]
     fn a_refusal_speaks_the_callers_api() {
         let full = Refusal::new(Reason::Saturated, "busy").about("model");
-        expect![[r#"{"error":{"message":"busy","type":"rate_limit_error","param":"model","code":"saturated"}}"#]]
-            .assert_eq(&full.body(Face::OpenAi));
+        expect![[
+            r#"{"error":{"message":"busy","type":"rate_limit_error","param":"model","code":"saturated"}}"#
+        ]]
+        .assert_eq(&full.body(Face::OpenAi));
         expect![[r#"{"type":"error","error":{"type":"rate_limit_error","message":"busy"}}"#]]
             .assert_eq(&full.body(Face::Anthropic));
         let response = full.response(Face::OpenAi);

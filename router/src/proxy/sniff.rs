@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn what_is_odd_is_passed_by_and_what_is_plain_is_read() {
-        let body = br#"{"model":"m","stream":true,"max_tokens":"many","n":2,"messages":[{"role":"user"}],"x":[1]}"#;
+        let body =
+            br#"{"model":"m","stream":true,"max_tokens":"many","n":2,"messages":[{"role":"user"}],"x":[1]}"#;
         let seen = Sniffed::parse(body).unwrap();
         assert_eq!(seen.model().as_deref(), Some("m"));
         assert!(seen.is_stream());
@@ -127,7 +128,8 @@ mod tests {
 
     #[test]
     fn names_are_unescaped_and_numbers_are_no_names() {
-        let seen = Sniffed::parse(br#"{"model":"a\u0062\n","max_tokens":1,"max_completion_tokens":7}"#).unwrap();
+        let seen =
+            Sniffed::parse(br#"{"model":"a\u0062\n","max_tokens":1,"max_completion_tokens":7}"#).unwrap();
         assert_eq!(seen.model().as_deref(), Some("ab\n"));
         assert_eq!(seen.answer_tokens(), 7);
         assert_eq!(Sniffed::parse(br#"{"model":3}"#).unwrap().model(), None);

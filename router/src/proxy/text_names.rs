@@ -97,7 +97,8 @@ mod tests {
     fn the_next_turn_begins_with_the_names_of_the_last() {
         let said = "x".repeat(700);
         let first = names("m", &[&format!(r#"[{{"role":"user","content":"{said}"}}]"#)]);
-        let second = names("m", &[&format!(r#"[{{"role":"user","content":"{said}"}},{{"role":"assistant"}}]"#)]);
+        let second =
+            names("m", &[&format!(r#"[{{"role":"user","content":"{said}"}},{{"role":"assistant"}}]"#)]);
         assert_eq!(first[..5], second[..5]);
         assert_ne!(names("n", &[&said])[0], names("m", &[&said])[0], "models share nothing");
     }

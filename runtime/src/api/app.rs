@@ -40,6 +40,7 @@ struct Inner {
     waiting: AtomicUsize,
     signer: OnceLock<NodeSigner>,
     events: OnceLock<EventHub>,
+    grpc_port: OnceLock<u16>,
 }
 
 /// What serves once a model is loaded.
@@ -80,6 +81,7 @@ impl App {
             waiting: AtomicUsize::new(0),
             signer: OnceLock::new(),
             events: OnceLock::new(),
+            grpc_port: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -113,6 +115,15 @@ impl App {
     /// Where events of the cache can be followed from now on.
     pub fn publish(&self, events: EventHub) {
         let _ = self.inner.events.set(events);
+    }
+
+    /// The same server speaks gRPC on this port; routers find their way there by it.
+    pub fn grpc_at(&self, port: u16) {
+        let _ = self.inner.grpc_port.set(port);
+    }
+
+    pub(crate) fn grpc_port(&self) -> Option<u16> {
+        self.inner.grpc_port.get().copied()
     }
 
     pub(crate) fn events(&self) -> Option<&EventHub> {
@@ -161,6 +172,7 @@ impl App {
             Health::Ready => Ok(()),
             Health::Draining => Err(ApiError::unavailable("the server is draining", "draining")),
             Health::Unhealthy => Err(ApiError::unavailable("the engine is restarting", "engine")),
+            Health::Lost => Err(ApiError::unavailable("the engine is lost; the server is ending", "engine")),
         }
     }
 
@@ -192,6 +204,11 @@ impl App {
 
     pub(crate) fn authorize(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         self.inner.keys.check(headers)
+    }
+
+    /// On whose behalf a request with this credential would be.
+    pub(crate) fn whose(&self, credential: Option<&str>) -> Result<Caller, ApiError> {
+        self.inner.keys.whose(credential)
     }
 
     /// Whether whoever sends these headers may read metrics.

@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use crate::api::answer::Answer;
 use crate::api::app::{App, Replica, Ticket};
-use sha2::{Digest, Sha256};
 
 use crate::api::auth::{Caller, Role};
 use crate::api::choice::{Choice, ChoiceStart, Echo};
@@ -123,14 +122,9 @@ fn tenant(caller: Caller, asked: &Params) -> Tenant {
     Tenant {
         namespace: caller.namespace,
         retention: caller.retention,
-        salt: salt(&asked.cache_salt),
+        salt: Tenant::salt_of(&asked.cache_salt),
         ..Tenant::default()
     }
-}
-
-/// A salt of any length as a few bytes: it is cloned and hashed with every look at the queue.
-fn salt(typed: &[u8]) -> Vec<u8> {
-    if typed.is_empty() { Vec::new() } else { Sha256::digest(typed).to_vec() }
 }
 
 /// A priority above the default puts a request before those of others, and takes their pages: whoever may not

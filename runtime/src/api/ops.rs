@@ -68,7 +68,10 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response<Body> {
 }
 
 pub(crate) async fn version(State(app): State<App>) -> Response<Body> {
-    json_response(&json!({"version": app.config().version}))
+    match app.grpc_port() {
+        Some(port) => json_response(&json!({"version": app.config().version, "grpc_port": port})),
+        None => json_response(&json!({"version": app.config().version})),
+    }
 }
 
 pub(crate) async fn openapi() -> Response<Body> {

@@ -9,7 +9,7 @@
 //!
 //! One wire is gRPC (`crate::rpc`), with snapshots. The other is what vLLM's engines speak and routers of the
 //! field follow: ZeroMQ PUB with a topic, a sequence number and a MessagePack batch, and a ROUTER that replays.
-//! ZMTP is written here, some three hundred lines, because the library for it is C++ that a build would have to
+//! ZMTP is our own (`zmtp`), some two hundred lines, because the library for it is C++ that a build would have to
 //! bring. Readers of both wires take one record of the log at a time; nothing is queued for any of them.
 //!
 //! A subscriber that the log has moved past loses batches, sees the gap in the numbers, and asks for a replay;
@@ -24,7 +24,6 @@ mod msgpack;
 mod record;
 mod schema;
 mod socket;
-mod zmtp;
 
 pub(crate) use hub::Forgotten;
 pub use hub::{EventHub, EventsConfig, Snapshots};

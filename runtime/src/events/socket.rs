@@ -12,12 +12,12 @@ use std::time::Duration;
 use tokio::io::{BufReader, BufWriter, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use zmtp::{Frame, read_frame, shake, write_message};
 
 use super::hub::EventHub;
 use super::log::Read;
 use super::record::{Change, Record};
 use super::schema::encode;
-use super::zmtp::{Frame, read_frame, shake, write_message};
 
 /// Subscribers and replaying clients at a time, each.
 const PEERS_MAX: usize = 256;
@@ -25,6 +25,8 @@ const PEERS_MAX: usize = 256;
 const REPLAYS_MAX: usize = 8;
 /// For the handshake, and for a record to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Largest frame that a peer may send: a topic or a sequence number.
+const FRAME_BYTES_MAX: usize = 64 << 10;
 /// Ends a replay.
 const END: [u8; 8] = (-1i64).to_be_bytes();
 
@@ -181,7 +183,7 @@ async fn publish_to(mut stream: TcpStream, Source { hub, .. }: Source) -> io::Re
 
 /// Kept until it is there: half of a frame that was read must not be lost.
 async fn next_frame<R: tokio::io::AsyncRead + Unpin>(mut reader: R) -> (R, io::Result<Frame>) {
-    let frame = read_frame(&mut reader).await;
+    let frame = read_frame(&mut reader, FRAME_BYTES_MAX).await;
     (reader, frame)
 }
 
@@ -227,7 +229,7 @@ async fn replay_to(mut stream: TcpStream, source: Source) -> io::Result<()> {
     loop {
         let mut last = Vec::new();
         loop {
-            let frame = read_frame(&mut reader).await?;
+            let frame = read_frame(&mut reader, FRAME_BYTES_MAX).await?;
             last = if frame.is_command { last } else { frame.body };
             if !frame.has_more {
                 break;
@@ -278,7 +280,7 @@ mod tests {
     async fn message<S: tokio::io::AsyncRead + Unpin>(stream: &mut S) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         loop {
-            let frame = read_frame(stream).await.unwrap();
+            let frame = read_frame(stream, 1 << 20).await.unwrap();
             let has_more = frame.has_more;
             frames.push(frame.body);
             if !has_more {

@@ -1,13 +1,15 @@
 //! The executor contract: plans in, results out, asynchronously and in order.
 //!
 //! `submit` returns at once; the result arrives through [`Sink`]. The scheduler keeps at most
-//! [`Executor::depth`] steps in flight, so planning overlaps with execution. Executors: `Cpu` (a thread
-//! that runs the model), `Sim` (a function of the tokens, no model), later `Cuda`.
+//! [`Executor::depth`] steps in flight, so planning overlaps with execution. Both executors are a thread around a
+//! [`threaded::StepModel`]: `model` runs a loaded model on whatever backend it was loaded into, `sim` is a function
+//! of the tokens.
 
-pub mod cpu;
+pub mod model;
 mod moves;
 pub mod sim;
 pub mod threaded;
+mod traffic;
 
 use std::sync::Arc;
 
@@ -34,7 +36,7 @@ impl StepError {
     }
 }
 
-/// The executor could not come back after a failed step.
+/// The executor could not come back after a failed step, and will not: a dead device stays dead for the process.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the executor cannot restart: {0}")]
 pub struct RestartError(pub String);
@@ -60,6 +62,17 @@ pub struct ExecutorShape {
     pub layout: [u8; 32],
     /// Bytes of one page, as it is copied to other tiers.
     pub page_bytes: usize,
+    pub restores: Restores,
+}
+
+/// When a plan's restores are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restores {
+    /// Before its work begins, which waits for them.
+    #[default]
+    First,
+    /// Some steps later: only work that reads their pages waits.
+    Beside,
 }
 
 /// Runs steps.

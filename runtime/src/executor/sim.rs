@@ -7,18 +7,19 @@
 //! step with the position. This is how scheduling is tested by the million steps, and how the API is
 //! measured without the cost of a model.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use base::{CounterRng, ModelDigest, PageId, SeqId, StepId, TokenId};
 use kernels::{Sampled, SamplingParams};
+use kvcache::PageMove;
 
-use transfer::HostArena;
+use transfer::{HostArena, OwnedRead, OwnedWrite};
 
-use super::ExecutorShape;
-use super::moves::{PageBytes, carry_out};
+use super::moves::{PageBytes, bytes_of, carry_out};
 use super::threaded::StepModel;
+use super::{ExecutorShape, Restores};
 use crate::plan::{Draw, Input, Moved, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
 
 /// Whether every step checks the pages it reads.
@@ -36,6 +37,8 @@ pub struct SimConfig {
     pub draws: Range<TokenId>,
     /// Steps that panic, to test recovery.
     pub faults: Vec<StepId>,
+    /// Steps after which a restore arrives if no work needs it before, under [`Restores::Beside`].
+    pub landing_steps: u64,
 }
 
 impl SimConfig {
@@ -51,8 +54,9 @@ impl SimConfig {
             model: ModelDigest([0x51; 32]),
             layout: [page_tokens as u8; 32],
             page_bytes: page_tokens as usize * size_of::<u64>(),
+            restores: Restores::First,
         };
-        Self { shape, verify: Verify::On, draws: 0..vocab, faults: Vec::new() }
+        Self { shape, verify: Verify::On, draws: 0..vocab, faults: Vec::new(), landing_steps: 3 }
     }
 }
 
@@ -62,6 +66,16 @@ pub struct SimModel {
     slots: Vec<u64>,
     seqs: HashMap<SeqId, SimSeq>,
     host: Option<Arc<HostArena>>,
+    /// Restores on their way, under [`Restores::Beside`]; oldest first.
+    landing: VecDeque<Landing>,
+    /// Times that work needed a page which was still on its way.
+    pub waits: usize,
+}
+
+struct Landing {
+    step: StepId,
+    page: PageId,
+    frame: OwnedRead,
 }
 
 struct SimSeq {
@@ -75,7 +89,7 @@ struct SimSeq {
 impl SimModel {
     pub fn new(config: SimConfig) -> Self {
         let slots = vec![0; (config.shape.pages * config.shape.page_tokens) as usize];
-        Self { config, slots, seqs: HashMap::new(), host: None }
+        Self { config, slots, seqs: HashMap::new(), host: None, landing: VecDeque::new(), waits: 0 }
     }
 
     /// The token that `params` draws after `tokens`; what a test expects.
@@ -99,7 +113,29 @@ impl SimModel {
         self.seqs.insert(start.seq, seq);
     }
 
+    /// Restores arrive in order, up to the last that `is_needed`.
+    fn land(&mut self, is_needed: impl Fn(&Landing) -> bool) {
+        let Some(last) = self.landing.iter().rposition(is_needed) else { return };
+        let page_tokens = self.config.shape.page_tokens as usize;
+        for Landing { page, frame, .. } in self.landing.drain(..=last) {
+            Pool { slots: &mut self.slots, page_tokens }.put(page, &frame);
+        }
+    }
+
+    /// Those that `moves` and work of this plan would otherwise overtake.
+    fn land_before(&mut self, plan: &StepPlan) {
+        let touched: HashSet<PageId> = (plan.moves.iter().filter_map(|of| match of {
+            PageMove::Save { page, .. } | PageMove::Scrub { page } => Some(*page),
+            PageMove::Restore { .. } => None,
+        }))
+        .collect();
+        self.land(|landing| touched.contains(&landing.page));
+    }
+
     fn work(&mut self, work: &Work) -> RowResult {
+        let before = self.landing.len();
+        self.land(|landing| work.pages.contains(&landing.page));
+        self.waits += usize::from(self.landing.len() < before);
         let seq = self.seqs.get_mut(&work.seq).expect("work for a sequence that was not admitted");
         let pool = Pool { slots: &mut self.slots, page_tokens: self.config.shape.page_tokens as usize };
         if self.config.verify == Verify::On {
@@ -143,12 +179,25 @@ impl StepModel for SimModel {
     }
 
     fn move_pages(&mut self, plan: &StepPlan) -> Moved {
+        self.land_before(plan);
         let (bytes, page_tokens) = (self.config.shape.page_bytes, self.config.shape.page_tokens as usize);
-        let mut pool = Pool { slots: &mut self.slots, page_tokens };
-        carry_out(&plan.moves, &mut pool, bytes, self.host.as_deref())
+        let late = match self.config.shape.restores {
+            Restores::First => None,
+            Restores::Beside => Some((plan.id, &mut self.landing)),
+        };
+        let mut pool = Moving { pool: Pool { slots: &mut self.slots, page_tokens }, late };
+        let moved = carry_out(&plan.moves, &mut pool, self.host.as_ref());
+        Moved { bytes: bytes_of(&plan.moves, bytes), ..moved }
+    }
+
+    fn settle_moves(&mut self, plan: &StepPlan, moved: &mut Moved) {
+        let arrived = plan.id.0.saturating_sub(self.config.landing_steps);
+        self.land(|landing| plan.work.is_empty() || landing.step.0 <= arrived);
+        moved.landing = self.landing.front().map(|landing| landing.step);
     }
 
     fn reset(&mut self) {
+        self.landing.clear();
         self.seqs.clear();
         self.slots.fill(0);
     }
@@ -180,25 +229,42 @@ struct Pool<'a> {
     page_tokens: usize,
 }
 
-impl PageBytes for Pool<'_> {
-    fn read(&self, page: PageId, out: &mut [u8]) {
-        out.copy_from_slice(bytemuck::cast_slice(&self.slots[self.range(page)]));
+/// The pool while a plan's moves are carried out.
+struct Moving<'a> {
+    pool: Pool<'a>,
+    /// Where restores wait, if they do.
+    late: Option<(StepId, &'a mut VecDeque<Landing>)>,
+}
+
+impl PageBytes for Moving<'_> {
+    fn save(&mut self, page: PageId, mut frame: OwnedWrite) {
+        let bytes = bytemuck::cast_slice(&self.pool.slots[self.pool.range(page)]);
+        frame[..bytes.len()].copy_from_slice(bytes);
     }
-    fn write(&mut self, page: PageId, bytes: &[u8]) {
-        let range = self.range(page);
-        self.slots[range].copy_from_slice(bytemuck::cast_slice(bytes));
+    fn restore(&mut self, page: PageId, frame: OwnedRead) {
+        match &mut self.late {
+            Some((step, landing)) => landing.push_back(Landing { step: *step, page, frame }),
+            None => self.pool.put(page, &frame),
+        }
     }
     fn scrub(&mut self, pages: &[PageId]) -> Vec<PageId> {
         for &page in pages {
-            let range = self.range(page);
-            self.slots[range].fill(0);
+            let range = self.pool.range(page);
+            self.pool.slots[range].fill(0);
         }
-        let is_dirty = |page: &PageId| self.slots[self.range(*page)].iter().any(|&slot| slot != 0);
+        let is_dirty = |page: &PageId| self.pool.slots[self.pool.range(*page)].iter().any(|&slot| slot != 0);
         pages.iter().copied().filter(is_dirty).collect()
     }
 }
 
 impl Pool<'_> {
+    fn put(&mut self, page: PageId, frame: &[u8]) {
+        let range = self.range(page);
+        let slots: &mut [u64] = &mut self.slots[range];
+        let bytes = size_of_val(slots);
+        slots.copy_from_slice(bytemuck::cast_slice(&frame[..bytes]));
+    }
+
     fn range(&self, page: PageId) -> Range<usize> {
         let start = page.0 as usize * self.page_tokens;
         start..start + self.page_tokens

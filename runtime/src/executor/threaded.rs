@@ -1,4 +1,4 @@
-//! A thread around anything that can run a step: the shared half of the `Cpu` and `Sim` executors.
+//! A thread around anything that can run a step: the shared half of the executors.
 //!
 //! Plans wait in a short queue, results leave through the sink, and a panic in a step becomes a
 //! `StepError` instead of a dead process: that step fails, the ones queued behind it are refused, and
@@ -21,9 +21,15 @@ pub trait StepModel: Send + 'static {
     fn forward(&mut self, plan: &StepPlan) -> StepResult;
     /// Where the plan's moves between device and host go.
     fn attach_host(&mut self, host: Arc<HostArena>);
-    /// Carries out the plan's moves, before `forward`. `took_ns` is filled in by the caller.
+    /// Carries out the plan's moves or begins to, before `forward`. What that takes is added by the caller.
     fn move_pages(&mut self, plan: &StepPlan) -> Moved;
-    /// Forgets every sequence and overwrites every page with zeros.
+    /// Waits for those of the plan's moves that its answer promises; after `forward`.
+    fn settle_moves(&mut self, _plan: &StepPlan, _moved: &mut Moved) {}
+    /// Whether the device still answers; in the driver's words if not.
+    fn check_device(&self) -> Result<(), String> {
+        Ok(())
+    }
+    /// Forgets every sequence and overwrites every page with zeros; may panic.
     fn reset(&mut self);
 }
 
@@ -31,7 +37,7 @@ enum Command {
     Connect(Sink),
     AttachHost(Arc<HostArena>),
     Step(StepPlan),
-    Reset(SyncSender<()>),
+    Reset(SyncSender<Result<(), RestartError>>),
 }
 
 /// A [`StepModel`] on a thread of its own.
@@ -82,7 +88,7 @@ impl Executor for ThreadedExecutor {
         let gone = || RestartError("its thread has ended".into());
         let (done, wait) = sync_channel(1);
         self.commands.send(Command::Reset(done)).map_err(|_| gone())?;
-        wait.recv().map_err(|_| gone())
+        wait.recv().map_err(|_| gone())?
     }
 }
 
@@ -106,12 +112,20 @@ impl<M: StepModel> Worker<M> {
                     }
                 }
                 Command::Reset(done) => {
-                    self.model.reset();
-                    self.is_failed = false;
-                    let _ = done.send(());
+                    let outcome = self.reset();
+                    self.is_failed = outcome.is_err();
+                    let _ = done.send(outcome);
                 }
             }
         }
+    }
+
+    /// The device is asked first: on a dead one every call fails, and its own words say more than the first of them.
+    fn reset(&mut self) -> Result<(), RestartError> {
+        self.model.check_device().map_err(RestartError)?;
+        // Unwind safety: a model whose reset failed is not used again.
+        let reset = catch_unwind(AssertUnwindSafe(|| self.model.reset()));
+        reset.map_err(|payload| RestartError(panic_message(&*payload)))
     }
 
     fn step(&mut self, plan: &StepPlan) -> Result<StepResult, StepError> {
@@ -124,11 +138,13 @@ impl<M: StepModel> Worker<M> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let moved = self.model.move_pages(plan);
             moving_ns = self.clock.now().since(begun).as_nanos() as u64;
-            StepResult { moved, ..self.model.forward(plan) }
+            let mut result = StepResult { moved, ..self.model.forward(plan) };
+            self.model.settle_moves(plan, &mut result.moved);
+            result
         }));
         match outcome {
             Ok(mut result) => {
-                result.moved.took_ns = moving_ns;
+                result.moved.took_ns += moving_ns;
                 result.took_ns = self.clock.now().since(begun).as_nanos() as u64 - moving_ns;
                 Ok(result)
             }

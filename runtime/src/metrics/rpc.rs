@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Paths by the name that they are counted under; whatever else is asked for is `unknown`.
-const METHODS: [(&str, &str); 10] = [
+const METHODS: [(&str, &str); 12] = [
     ("/quire.v1.Cache/KvEvents", "KvEvents"),
     ("/quire.v1.Cache/Purge", "Purge"),
     ("/quire.v1.Cache/CacheStats", "CacheStats"),
+    ("/quire.v1.Cache/ChainRoot", "ChainRoot"),
     ("/quire.v1.Replica/ModelInfo", "ModelInfo"),
+    ("/quire.v1.Replica/TextAssets", "TextAssets"),
     ("/quire.v1.Replica/Load", "Load"),
     ("/quire.v1.Replica/Drain", "Drain"),
     ("/grpc.health.v1.Health/Check", "HealthCheck"),

@@ -134,6 +134,7 @@ mod tests {
             model: base::ModelDigest([0; 32]),
             layout: [0; 32],
             page_bytes: 4096,
+            restores: Default::default(),
         };
         render(prefixes, "m\"1", &server, Some(EngineNumbers { stats: &stats, shape: &shape, io: &[] }))
     }

@@ -42,6 +42,20 @@ pub enum ModelError {
     TensorUnexpected { file: PathBuf, tensor: String },
     #[error("{available} of memory are available, the weights need {needed}")]
     Memory { available: Bytes, needed: Bytes },
+    #[error(
+        "the GPU has {free} free, {needed} are needed: weights {weights}, KV pages {kv_pages}, buffers {buffers}, \
+         reserve {reserve}; --{flag} {advice}"
+    )]
+    Device {
+        free: Bytes,
+        needed: Bytes,
+        weights: Bytes,
+        buffers: Bytes,
+        reserve: Bytes,
+        kv_pages: Bytes,
+        flag: &'static str,
+        advice: String,
+    },
     #[error("the KV pool holds {pages} pages of {page_bytes}; one step of one sequence needs {needed}")]
     Pool { pages: u64, needed: u64, page_bytes: Bytes },
     #[error("option `{option}` = {value} is out of range: {why}")]
@@ -71,6 +85,7 @@ impl ModelError {
             Self::TensorType { .. } => "tensor_type",
             Self::TensorUnexpected { .. } => "tensor_unexpected",
             Self::Memory { .. } => "memory",
+            Self::Device { .. } => "device",
             Self::Pool { .. } => "pool",
             Self::Option { .. } => "option",
             Self::Thread(_) => "thread",

@@ -11,7 +11,9 @@
 
 use std::ops::Range;
 
-use kernels::{Backend, Batch, BufferId, KernelError, LinearId, Precision, Replay, RopeStore, VectorId};
+use kernels::{
+    Backend, Batch, BufferId, BufferNeed, KernelError, LinearId, Precision, Replay, RopeStore, VectorId,
+};
 
 use super::description::Description;
 
@@ -70,33 +72,57 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     pub(crate) fn new(d: &Description, rows: usize, backend: &mut dyn Backend) -> Result<Self, KernelError> {
-        let q_cols = d.heads * d.head_dim;
-        let qkv_cols = q_cols + 2 * d.kv_heads * d.head_dim;
         let logit_rows = backend.logit_rows().min(rows);
-        let mut bytes = 0;
-        let mut buffer = |rows: usize, cols: usize, precision: Precision| {
-            bytes += (rows * cols * size_of::<f32>()) as u64;
-            backend.buffer(rows, cols, precision)
-        };
-        use Precision::{Full, Half};
+        let needs = Self::needs(d, rows, logit_rows);
+        let bytes = needs.iter().map(|need| (need.rows * need.cols * size_of::<f32>()) as u64).sum();
+        let mut ids = [None; NEEDS];
+        for (id, need) in ids.iter_mut().zip(&needs) {
+            *id = Some(backend.buffer(need.rows, need.cols, need.precision)?);
+        }
+        let [residual, normed, qkv, attn, delta, gate_up, act, residual_wanted, attn_wanted, picked, logits] =
+            ids.map(|id| id.expect("each was made"));
         Ok(Self {
             rows_max: rows,
             logit_rows,
-            residual: buffer(rows, d.hidden, Full)?,
-            normed: buffer(rows, d.hidden, Half)?,
-            qkv: buffer(rows, qkv_cols, Half)?,
-            attn: buffer(rows, q_cols, Half)?,
-            delta: buffer(rows, d.hidden, Half)?,
-            gate_up: buffer(rows, 2 * d.intermediate, Half)?,
-            act: buffer(rows, d.intermediate, Half)?,
-            residual_wanted: buffer(rows, d.hidden, Full)?,
-            attn_wanted: buffer(rows, q_cols, Half)?,
-            picked: buffer(logit_rows, d.hidden, Half)?,
-            logits: buffer(logit_rows, d.vocab, Full)?,
+            residual,
+            normed,
+            qkv,
+            attn,
+            delta,
+            gate_up,
+            act,
+            residual_wanted,
+            attn_wanted,
+            picked,
+            logits,
             bytes,
         })
     }
+
+    /// The buffers of steps of `rows` rows, in the order of the fields.
+    pub(crate) fn needs(d: &Description, rows: usize, logit_rows: usize) -> [BufferNeed; NEEDS] {
+        use Precision::{Full, Half};
+        let q_cols = d.heads * d.head_dim;
+        let qkv_cols = q_cols + 2 * d.kv_heads * d.head_dim;
+        let need = |rows, cols, precision| BufferNeed { rows, cols, precision };
+        [
+            need(rows, d.hidden, Full),
+            need(rows, d.hidden, Half),
+            need(rows, qkv_cols, Half),
+            need(rows, q_cols, Half),
+            need(rows, d.hidden, Half),
+            need(rows, 2 * d.intermediate, Half),
+            need(rows, d.intermediate, Half),
+            need(rows, d.hidden, Full),
+            need(rows, q_cols, Half),
+            need(logit_rows, d.hidden, Half),
+            need(logit_rows, d.vocab, Full),
+        ]
+    }
 }
+
+/// Buffers of a model.
+const NEEDS: usize = 11;
 
 /// Called with each slice of logits: the buffer, and which of the wanted rows it holds.
 pub type TakeLogits<'a> = dyn FnMut(&mut dyn Backend, BufferId, Range<usize>) + 'a;

@@ -4,7 +4,10 @@
 //! understood, a shard that is missing, a tensor of the wrong shape, memory that will not suffice.
 
 use base::{Bytes, ModelDigest};
-use kernels::{Backend, KvShape, KvType, LinearId, RopeId, RopeStore, StepLimits, VectorId, WeightForm};
+use kernels::{
+    Backend, DevicePlan, KvShape, KvType, LinearId, LinearNeed, MemoryNeeds, RopeId, RopeStore, StepLimits,
+    VectorId, WeightForm,
+};
 
 use super::config::Config;
 use super::description::{Description, Positions};
@@ -12,7 +15,7 @@ use super::digest;
 use super::error::ModelError;
 use super::families;
 use super::forward::{Buffers, LayerIds, Model, WithBias};
-use super::memory::{MemoryPlan, available};
+use super::memory::{MemoryPlan, available, device_pages};
 use super::names::{self, Expected, Projection};
 use super::weights::{self, Dummy, Gguf, Progress, Shards, Tensor, TensorSource};
 use crate::files::ModelFiles;
@@ -142,37 +145,98 @@ pub fn load_from(
     let positions = positions(&description, options)?;
     let expected = names::expected(&description);
     let total = weights::check(source, &expected)?;
-    refuse_too_large(source, &expected, options, room(&*backend))?;
-    backend.limits(StepLimits {
+    let limits = StepLimits {
         rows: options.step_tokens as usize,
         seqs: options.step_seqs as usize,
         positions,
         heads: description.heads,
-    })?;
+    };
+    let device = plan_device(&*backend, &description, &expected, limits, options)?;
+    let before = available();
+    match &device {
+        Some((plan, memory, _)) => {
+            progress.planned(memory);
+            backend.reserve(plan)?;
+        }
+        None => refuse_too_large(source, &expected, options, before)?,
+    }
+    backend.limits(limits)?;
     let digest = digest::model(source, &expected, total, &description, options.weights);
     let packing = Packing { source, choice: options.weights, progress, done: 0, total, exact: true };
     let (model, exact) = packing.pack(description, positions, options, &mut *backend)?;
-    let kind = match options.kv {
-        KvChoice::As(kind) => kind,
-        KvChoice::Auto if exact && backend.holds_f32() => KvType::F32,
-        KvChoice::Auto => KvType::Bf16,
+    let (memory, kv) = match device {
+        Some((_, memory, kv)) => (memory, kv),
+        None => {
+            let kind = kv_type(options, exact && backend.holds_f32());
+            let one = page_shape(&model.description, kind, options)?;
+            let kv = KvShape { pages: host_pages(&one, positions, options)?, ..one };
+            let memory = host_plan(&*backend, &model, &kv, before);
+            progress.planned(&memory);
+            (memory, kv)
+        }
     };
-    let kv = kv_shape(&model, kind, options, room(&*backend))?;
     backend.kv_pool(kv)?;
-    let memory = MemoryPlan {
-        weights: Bytes(backend.weight_bytes()),
-        kv_pages: Bytes((kv.pages * kv.page_bytes()) as u64),
-        activations: Bytes(backend.other_bytes().unwrap_or_else(|| model.activation_bytes())),
-        pages: kv.pages as u32,
-        page_tokens: kv.page_tokens as u32,
-    };
     let layout = digest::layout(&kv, &model.description.rope.table(positions), &backend.info());
     Ok(Loaded { model, backend, kv, memory, digest, layout, options: *options })
 }
 
-/// Memory that can still be had where the backend keeps its weights and pages.
-fn room(backend: &dyn Backend) -> Option<Bytes> {
-    backend.free_bytes().map(Bytes).or_else(available)
+/// A device's plan, what it means for the start-up print, and the pool.
+type Planned = (DevicePlan, MemoryPlan, KvShape);
+
+/// What the model takes of a device with memory of its own; `None` if the backend has none such.
+fn plan_device(
+    backend: &dyn Backend,
+    description: &Description,
+    expected: &[Expected],
+    limits: StepLimits,
+    options: &LoadOptions,
+) -> Result<Option<Planned>, ModelError> {
+    let one = page_shape(description, kv_type(options, backend.holds_f32()), options)?;
+    let logit_rows = backend.logit_rows().min(limits.rows);
+    let (tables, vectors): (Vec<&Expected>, Vec<&Expected>) =
+        expected.iter().partition(|e| e.shape.len() == 2);
+    let linear = |e: &&Expected| {
+        let (rows, cols) = weights::rows_cols(&e.shape);
+        LinearNeed { rows, cols, form: role_of(&e.name).form(options.weights, WeightForm::Bf16) }
+    };
+    let needs = MemoryNeeds {
+        linears: tables.iter().map(linear).collect(),
+        vectors: vectors.iter().map(|e| e.elements() as usize).collect(),
+        ropes: vec![(limits.positions, description.rope.table(limits.positions).inv_freq.len())],
+        buffers: Buffers::needs(description, limits.rows, logit_rows).to_vec(),
+        limits,
+        kv: one,
+    };
+    let Some(plan) = backend.plan(&needs)? else { return Ok(None) };
+    let page = one.page_bytes() as u64;
+    let pages = device_pages(&plan, options.pool, page, least_pages(limits.positions, options))?;
+    refuse_too_few(pages, limits.positions, options, &one)?;
+    let kv = KvShape { pages: pages.min(u64::from(u32::MAX)) as usize, ..one };
+    let memory = MemoryPlan {
+        weights: Bytes(plan.weights),
+        kv_pages: Bytes(kv.pages as u64 * page),
+        activations: Bytes(plan.buffers),
+        reserve: Bytes(plan.reserve),
+        headroom: Some(Bytes(plan.left().saturating_sub(kv.pages as u64 * page))),
+        pages: kv.pages as u32,
+        page_tokens: kv.page_tokens as u32,
+    };
+    Ok(Some((plan, memory, kv)))
+}
+
+/// What the host holds; KV pages are touched only when used, so asking for what is free would count them as free.
+fn host_plan(backend: &dyn Backend, model: &Model, kv: &KvShape, before: Option<Bytes>) -> MemoryPlan {
+    let plan = MemoryPlan {
+        weights: Bytes(backend.weight_bytes()),
+        kv_pages: Bytes((kv.pages * kv.page_bytes()) as u64),
+        activations: Bytes(model.activation_bytes()),
+        reserve: Bytes(0),
+        headroom: None,
+        pages: kv.pages as u32,
+        page_tokens: kv.page_tokens as u32,
+    };
+    let left = |free: Bytes| Bytes(free.0.saturating_sub(plan.total().0));
+    MemoryPlan { headroom: before.map(left), ..plan }
 }
 
 /// The longest sequence served, checked against what the model allows.
@@ -188,31 +252,54 @@ fn positions(d: &Description, options: &LoadOptions) -> Result<usize, ModelError
     }
 }
 
-fn kv_shape(
-    model: &Model,
-    kind: KvType,
-    options: &LoadOptions,
-    available: Option<Bytes>,
-) -> Result<KvShape, ModelError> {
+fn kv_type(options: &LoadOptions, exact: bool) -> KvType {
+    match options.kv {
+        KvChoice::As(kind) => kind,
+        KvChoice::Auto if exact => KvType::F32,
+        KvChoice::Auto => KvType::Bf16,
+    }
+}
+
+/// A pool of one page.
+fn page_shape(d: &Description, kind: KvType, options: &LoadOptions) -> Result<KvShape, ModelError> {
     let page_tokens = options.page_tokens as usize;
     if !matches!(page_tokens, 16 | 32 | 64) {
         let why = "16, 32 and 64 are possible".into();
         return Err(ModelError::Option { option: "block-size", value: page_tokens.to_string(), why });
     }
-    let d = &model.description;
     let (layers, kv_heads, head_dim) = (d.layers.len(), d.kv_heads, d.head_dim);
-    let one = KvShape { pages: 1, page_tokens, layers, kv_heads, head_dim, kind };
+    Ok(KvShape { pages: 1, page_tokens, layers, kv_heads, head_dim, kind })
+}
+
+/// Pages that one step of one sequence needs.
+fn least_pages(positions: usize, options: &LoadOptions) -> u64 {
+    positions.min(options.step_tokens as usize).div_ceil(options.page_tokens as usize) as u64
+}
+
+fn refuse_too_few(
+    pages: u64,
+    positions: usize,
+    options: &LoadOptions,
+    one: &KvShape,
+) -> Result<(), ModelError> {
+    let needed = least_pages(positions, options);
+    match pages < needed {
+        true => Err(ModelError::Pool { pages, needed, page_bytes: Bytes(one.page_bytes() as u64) }),
+        false => Ok(()),
+    }
+}
+
+/// Pages of a pool in host memory, once the weights are there.
+fn host_pages(one: &KvShape, positions: usize, options: &LoadOptions) -> Result<usize, ModelError> {
     let fit = |bytes: u64| bytes / one.page_bytes() as u64;
-    let least = model.positions.min(options.step_tokens as usize).div_ceil(page_tokens) as u64;
+    let share = |f: f64| (available().map_or(1e9, |b| b.0 as f64) * f.clamp(0.0, 1.0)) as u64;
     let pages = match options.pool {
         PoolSize::Pages(n) => u64::from(n),
         PoolSize::Bytes(bytes) => fit(bytes.0),
-        PoolSize::Fraction(f) => fit((available.map_or(1e9, |b| b.0 as f64) * f.clamp(0.0, 1.0)) as u64),
+        PoolSize::Fraction(f) => fit(share(f)),
     };
-    if pages < least {
-        return Err(ModelError::Pool { pages, needed: least, page_bytes: Bytes(one.page_bytes() as u64) });
-    }
-    Ok(KvShape { pages: pages.min(u64::from(u32::MAX)) as usize, ..one })
+    refuse_too_few(pages, positions, options, one)?;
+    Ok(pages.min(u64::from(u32::MAX)) as usize)
 }
 
 /// Compares the packed size with the memory at hand before anything is read.
@@ -251,6 +338,21 @@ fn bits_per_weight(form: WeightForm) -> u64 {
 enum Role {
     Layer,
     Table,
+}
+
+impl Role {
+    /// How a weight is held that the checkpoint has as `stored`.
+    fn form(self, choice: WeightChoice, stored: WeightForm) -> WeightForm {
+        match (choice, self) {
+            (WeightChoice::AsStored, _) => stored,
+            (WeightChoice::As(WeightForm::Q4), Role::Table) => WeightForm::Q8,
+            (WeightChoice::As(form), _) => form,
+        }
+    }
+}
+
+fn role_of(name: &str) -> Role {
+    if name == names::EMBEDDING || name == names::HEAD { Role::Table } else { Role::Layer }
 }
 
 /// Packs tensors one projection at a time.
@@ -344,11 +446,7 @@ impl Packing<'_> {
         let source = self.source;
         let tensors = parts.iter().map(|e| source.read(e)).collect::<Result<Vec<_>, _>>()?;
         let stored = tensors.iter().map(|t| t.form).reduce(wider).unwrap_or(WeightForm::F32);
-        let form = match (self.choice, role) {
-            (WeightChoice::AsStored, _) => stored,
-            (WeightChoice::As(WeightForm::Q4), Role::Table) => WeightForm::Q8,
-            (WeightChoice::As(form), _) => form,
-        };
+        let form = role.form(self.choice, stored);
         self.exact &= form == WeightForm::F32;
         let hosts = tensors.iter().map(Tensor::host).collect::<Result<Vec<_>, _>>()?;
         let id = backend.linear_weight(&hosts, form)?;

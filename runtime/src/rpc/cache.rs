@@ -1,10 +1,10 @@
-//! `quire.v1.Cache`: events, the purge, and how the tiers stand.
+//! `quire.v1.Cache`: events, the purge, roots of names, and how the tiers stand.
 
 use std::sync::Arc;
 
 use proto::v1::{
-    CacheStatsRequest, CacheStatsResponse, KvEventsRequest, KvEventsResponse, PurgeRequest, PurgeResponse,
-    RunningRequests, SnapshotPolicy,
+    CacheStatsRequest, CacheStatsResponse, ChainRootRequest, ChainRootResponse, KvEventsRequest,
+    KvEventsResponse, PurgeRequest, PurgeResponse, RunningRequests, SnapshotPolicy,
 };
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
@@ -12,6 +12,7 @@ use tonic::{Code, Request, Response, Status};
 use super::deadline::Deadline;
 use super::feed::{Feed, SNAPSHOTS_MAX, Start, Tokens};
 use super::replica::ranged;
+use super::root;
 use super::status::status;
 use super::stream::{Messages, Streams};
 use super::wire::{self, Names};
@@ -119,6 +120,13 @@ impl proto::v1::cache_server::Cache for CacheService {
         tracing::info!(namespace = order.namespace, running = ?order.running, "purge over gRPC");
         let report = self.app.purge(order).await?;
         Ok(Response::new(wire::purged(&report)?))
+    }
+
+    async fn chain_root(
+        &self,
+        request: Request<ChainRootRequest>,
+    ) -> Result<Response<ChainRootResponse>, Status> {
+        root::answer(&self.app, request.into_inner()).map(Response::new)
     }
 
     async fn cache_stats(

@@ -41,6 +41,7 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 const EVENT_STREAMS_MAX: usize = 256;
 const LOAD_STREAMS_MAX: usize = 256;
 const HEALTH_STREAMS_MAX: usize = 64;
+const ASSET_STREAMS_MAX: usize = 32;
 const REFLECTIONS_MAX: usize = 16;
 
 /// Calls between their arrival and the head of their answer: those that a shutdown waits for. Not probes, which
@@ -92,7 +93,8 @@ pub(super) fn router(app: App, phase: watch::Receiver<Phase>, open: Open) -> Res
     let loads = streams(LOAD_STREAMS_MAX, &open_streams.load_streams);
     let watches = streams(HEALTH_STREAMS_MAX, &open_streams.health_streams);
     let cache = CacheServer::new(CacheService::new(app.clone(), events));
-    let replica = ReplicaServer::new(ReplicaService::new(app.clone(), loads));
+    let assets = streams(ASSET_STREAMS_MAX, &Gauge::default());
+    let replica = ReplicaServer::new(ReplicaService::new(app.clone(), loads, assets));
     let health = HealthService::new(app.clone(), watches);
     let reflection = || {
         Reflection::configure()
@@ -130,7 +132,7 @@ enum Needs {
 fn needs(path: &str) -> Needs {
     match path.split('/').nth(1).unwrap_or("") {
         "grpc.health.v1.Health" => Needs::Nothing,
-        "quire.v1.Replica" if path.ends_with("/ModelInfo") => Needs::AnyKey,
+        "quire.v1.Replica" if path.ends_with("/ModelInfo") || path.ends_with("/TextAssets") => Needs::AnyKey,
         service if service.starts_with("grpc.reflection.") => Needs::AnyKey,
         // Also methods that are yet to come, until someone says otherwise.
         _ => Needs::Operator,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  connection ─ door ───────────────▶ Cache ───▶ feed ◀── hub (log, mirror)
-//!      ▲        key, deadline, size,  Replica ─▶ engine
+//!      ▲        key, deadline, size,  Replica ─▶ engine, assets
 //!      │        panic, reason         Health
 //!      └──── stream: one message at a time, at the reader's pace ───┘
 //! ```
@@ -17,6 +17,7 @@
 //! to send it.
 
 mod answer;
+mod assets;
 mod cache;
 mod deadline;
 mod door;
@@ -24,6 +25,7 @@ mod feed;
 mod health;
 mod peers;
 mod replica;
+mod root;
 mod serve;
 mod status;
 mod stream;

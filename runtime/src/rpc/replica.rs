@@ -1,10 +1,15 @@
 //! `quire.v1.Replica`: what this replica is, how busy it is, and taking it out of service.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use proto::v1::{DrainRequest, DrainResponse, LoadRecord, LoadRequest, ModelInfoRequest, ModelInfoResponse};
+use proto::v1::{
+    DrainRequest, DrainResponse, LoadRecord, LoadRequest, ModelInfoRequest, ModelInfoResponse,
+    TextAssetsRequest, TextAssetsResponse,
+};
 use tonic::{Request, Response, Status};
 
+use super::assets;
 use super::deadline::Deadline;
 use super::stream::{Messages, Streams};
 use super::wire;
@@ -20,12 +25,13 @@ const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) struct ReplicaService {
     app: App,
-    streams: Streams,
+    loads: Streams,
+    assets: Streams,
 }
 
 impl ReplicaService {
-    pub fn new(app: App, streams: Streams) -> Self {
-        Self { app, streams }
+    pub fn new(app: App, loads: Streams, assets: Streams) -> Self {
+        Self { app, loads, assets }
     }
 }
 
@@ -48,6 +54,7 @@ pub(super) fn ranged(
 #[tonic::async_trait]
 impl proto::v1::replica_server::Replica for ReplicaService {
     type LoadStream = Messages<LoadRecord>;
+    type TextAssetsStream = Messages<TextAssetsResponse>;
 
     async fn model_info(
         &self,
@@ -73,12 +80,23 @@ impl proto::v1::replica_server::Replica for ReplicaService {
         }))
     }
 
+    async fn text_assets(
+        &self,
+        request: Request<TextAssetsRequest>,
+    ) -> Result<Response<Self::TextAssetsStream>, Status> {
+        let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
+        let known = request.into_inner().known_digest;
+        let text = Arc::clone(&self.app.replica()?.text);
+        let messages = self.assets.begin(deadline, |out| assets::tell(text, known, out))?;
+        Ok(Response::new(messages))
+    }
+
     async fn load(&self, request: Request<LoadRequest>) -> Result<Response<Self::LoadStream>, Status> {
         let deadline = request.extensions().get::<Deadline>().copied().unwrap_or_default();
         let interval = ranged("interval_ms", request.into_inner().interval_ms, INTERVAL_MS, INTERVALS_MS)?;
         self.app.replica()?;
         let app = self.app.clone();
-        let messages = self.streams.begin(deadline, |out| async move {
+        let messages = self.loads.begin(deadline, |out| async move {
             loop {
                 let turn = out.turn().await?;
                 turn.give(wire::load(&app)?).await?;

@@ -96,7 +96,7 @@ pub(super) fn load(app: &App) -> Result<v1::LoadRecord, ApiError> {
 fn readiness(health: Health, is_draining: bool) -> Readiness {
     match (health, is_draining) {
         (Health::Draining, _) | (_, true) => Readiness::Draining,
-        (Health::Unhealthy, false) => Readiness::Unhealthy,
+        (Health::Unhealthy | Health::Lost, false) => Readiness::Unhealthy,
         (Health::Ready, false) => Readiness::Ready,
     }
 }

@@ -84,6 +84,8 @@ impl Scheduler {
         let reusable = self.reusable(&stream);
         self.tiers.used(&key, reusable, lease.pages());
         let mut resident = Resident::new(self.last_seq, key, stream, lease, private, restored);
+        // The step being put together is the one that restores.
+        resident.lands_with = (restored > 0).then(|| StepId(self.last_step.0 + 1));
         resident.stream.start(resident.applied, now);
         resident.claims = hashes[resident.lease.pages().len()..].to_vec();
         self.computing.claim(Owner::Sequence(self.last_seq), &resident.claims);

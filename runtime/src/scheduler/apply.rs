@@ -1,7 +1,7 @@
 //! What a step's answer changes: tokens reach their clients, full pages reach the tree, fenced pages
 //! become free.
 
-use base::SeqId;
+use base::{SeqId, StepId};
 
 use super::sharing::Owner;
 use super::{FlightRow, Scheduler};
@@ -26,7 +26,8 @@ impl Scheduler {
             self.apply_row(*row, answer);
         }
         self.tiers.device.complete(flight.id);
-        self.tiers.complete(flight.id, &result.moved.unsaved);
+        self.landed = result.moved.landing.map_or(flight.id, |first| StepId(first.0 - 1));
+        self.tiers.complete(flight.id, self.landed, &result.moved.unsaved);
         self.tiers.scrubbed(flight.id, &result.moved.scrubbed);
         EngineStats::add(&self.stats.steps, 1);
         EngineStats::add(&self.stats.step_ns, result.took_ns);

@@ -5,19 +5,19 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Clock, Generation, NamespaceId, Tier};
 use kvcache::{ColdOutcome, Fault, PurgeId, SlotRecord};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::telling::Teller;
 use super::{Scheduler, SchedulerConfig};
-use crate::engine::{CacheReport, Health, Message, Purged, Shelf};
+use crate::engine::{CacheReport, Health, Mailbox, Message, Purged, Shelf};
 use crate::events::{EventHub, Forgotten};
-use crate::executor::{Executor, StepError};
+use crate::executor::{Executor, RestartError, StepError};
 use crate::request::Refusal;
 use crate::stats::EngineStats;
 use crate::storage::{Namespace, Storage};
@@ -37,8 +37,8 @@ pub(crate) fn spawn(
     shelf: Shelf,
     clock: Arc<dyn Clock>,
     stats: Arc<EngineStats>,
-    results: SyncSender<Message>,
-    inbox: Receiver<Message>,
+    (results, inbox): Mailbox,
+    loss: watch::Sender<Option<String>>,
 ) -> std::io::Result<JoinHandle<()>> {
     executor.connect(Box::new(move |outcome| {
         let _ = results.send(Message::Step(outcome));
@@ -63,6 +63,7 @@ pub(crate) fn spawn(
             inbox,
             purging: Vec::new(),
             is_draining: false,
+            loss,
         };
         driver.run();
     })
@@ -99,6 +100,8 @@ struct Driver {
     inbox: Receiver<Message>,
     purging: Vec<Purging>,
     is_draining: bool,
+    /// Tells those who wait that the executor will not come back.
+    loss: watch::Sender<Option<String>>,
 }
 
 /// Who waits for a purge.
@@ -173,7 +176,9 @@ impl Driver {
                 self.scheduler.apply(result);
                 self.report_health();
             }
-            Message::Step(Err(error)) => self.recover(&error),
+            // Those behind the step that was the last.
+            Message::Step(Err(_)) if self.is_lost() => {}
+            Message::Step(Err(error)) => return self.recover(&error),
             Message::ClearCache(answer) => {
                 let _ = answer.send(self.scheduler.clear_cache());
             }
@@ -204,8 +209,12 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
+    fn is_lost(&self) -> bool {
+        self.loss.borrow().is_some()
+    }
+
     fn submit_steps(&mut self) {
-        while self.scheduler.in_flight() < self.executor.depth() {
+        while !self.is_lost() && self.scheduler.in_flight() < self.executor.depth() {
             let Some(plan) = self.scheduler.plan(self.clock.now()) else { break };
             self.executor.submit(plan);
         }
@@ -274,19 +283,23 @@ impl Driver {
         }
     }
 
-    fn recover(&mut self, error: &StepError) {
+    /// Brings the executor back, or ends the engine: one that is lost serves nobody, and what is still on its way
+    /// to tiers that survive gets there while the engine settles.
+    fn recover(&mut self, error: &StepError) -> ControlFlow<()> {
         if !self.scheduler.fail_step(error) {
-            return;
+            return ControlFlow::Continue(());
         }
         tracing::error!(%error, "step failed; restarting the executor");
         self.stats.set_health(Health::Unhealthy);
-        match self.executor.restart() {
-            Ok(()) => self.report_health(),
-            Err(error) => {
-                tracing::error!(%error, "executor is lost");
-                self.scheduler.fail_all(&Refusal::Engine(error.to_string()));
-            }
-        }
+        let Err(RestartError(reason)) = self.executor.restart() else {
+            self.report_health();
+            return ControlFlow::Continue(());
+        };
+        tracing::error!(reason, "executor is lost");
+        self.stats.set_health(Health::Lost);
+        self.scheduler.fail_all(&Refusal::Engine(reason.clone()));
+        self.loss.send_replace(Some(reason));
+        ControlFlow::Break(())
     }
 
     fn watch_progress(&self) {
@@ -297,6 +310,9 @@ impl Driver {
     }
 
     fn report_health(&self) {
+        if self.is_lost() {
+            return;
+        }
         let health = if self.is_draining { Health::Draining } else { Health::Ready };
         self.stats.set_health(health);
     }

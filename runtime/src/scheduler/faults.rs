@@ -38,6 +38,7 @@ impl Scheduler {
         self.promotions.clear();
         self.retire.clear();
         self.tiers.reset_device();
+        self.landed = self.last_step;
         EngineStats::add(&self.stats.executor_restarts, 1);
     }
 }

@@ -153,6 +153,10 @@ pub struct Scheduler {
     flights: VecDeque<Flight>,
     retire: Vec<SeqId>,
     last_step: StepId,
+    /// Restores of the steps up to here are in their pages.
+    landed: StepId,
+    /// The last step that restores.
+    restoring: StepId,
     last_seq: SeqId,
     arrivals: u64,
     /// Nanoseconds a prefill token takes, learned from steps.
@@ -177,6 +181,8 @@ impl Scheduler {
             flights: VecDeque::new(),
             retire: Vec::new(),
             last_step: StepId(0),
+            landed: StepId(0),
+            restoring: StepId(0),
             last_seq: SeqId(0),
             arrivals: 0,
             token_ns: None,

@@ -1,10 +1,16 @@
 //! One step: decodes first, then prompts in chunks, then newcomers, under a budget of tokens and time.
 //!
 //! A chunk's size changes nothing but speed: kernels give the same bits for any chunking.
+//!
+//! Where restores run beside the steps, a sequence whose pages are on their way stays out of steps that have others to
+//! compute: the device would wait for its pages, and everybody with it. If there is nobody else it is drafted at once.
 
 use base::{Nanos, Priority, SeqId, StepId};
+use kvcache::PageMove;
 
+use super::resident::Resident;
 use super::{Flight, FlightRow, Scheduler};
+use crate::executor::Restores;
 use crate::plan::{SeqStart, StepPlan, Work};
 use crate::stats::EngineStats;
 
@@ -38,6 +44,9 @@ impl Scheduler {
         self.limit_prompts(&mut draft);
         self.draft_chunks(&order, &mut draft);
         self.draft_newcomers(now, &mut draft);
+        if draft.work.is_empty() {
+            self.draft_landing(&mut draft);
+        }
         self.seal(draft, now)
     }
 
@@ -53,6 +62,7 @@ impl Scheduler {
         for &seq in order {
             let Some(resident) = self.running.get(&seq) else { continue };
             let is_due = resident.is_decoding() && !resident.is_exhausted(self.shape.positions_max);
+            let is_due = is_due && !self.is_landing(resident);
             if is_due && draft.has_room() && self.ensure_pages(seq, 1) {
                 self.draft(seq, 1, draft);
             }
@@ -72,7 +82,25 @@ impl Scheduler {
             if resident.is_decoding() || resident.remaining() == 0 || !draft.has_room() {
                 continue;
             }
-            self.draft_chunk(seq, draft);
+            if !self.is_landing(resident) {
+                self.draft_chunk(seq, draft);
+            }
+        }
+    }
+
+    /// Whether pages of a sequence are still on their way while steps run.
+    fn is_landing(&self, resident: &Resident) -> bool {
+        let is_late = resident.lands_with.is_some_and(|step| step > self.landed);
+        is_late && self.shape.restores == Restores::Beside
+    }
+
+    /// Nobody else has anything to compute: the device may as well wait.
+    fn draft_landing(&mut self, draft: &mut Draft) {
+        for seq in self.by_importance() {
+            let Some(resident) = self.running.get(&seq) else { continue };
+            if self.is_landing(resident) && resident.remaining() > 0 && draft.has_room() {
+                self.draft_chunk(seq, draft);
+            }
         }
     }
 
@@ -80,7 +108,9 @@ impl Scheduler {
         while draft.has_room()
             && let Some(seq) = self.admit_next(now)
         {
-            self.draft_chunk(seq, draft);
+            if !self.running.get(&seq).is_some_and(|resident| self.is_landing(resident)) {
+                self.draft_chunk(seq, draft);
+            }
         }
     }
 
@@ -106,18 +136,29 @@ impl Scheduler {
         // Beside work only: a disk that refuses must not keep an idle engine awake with retries.
         if !draft.work.is_empty() {
             self.tiers.settle_levels();
-        } else if !self.tiers.has_moves() {
+        } else if !self.tiers.has_moves() && !self.has_to_land() {
             return None;
         }
         self.last_step = StepId(self.last_step.0 + 1);
         let id = self.last_step;
         self.tiers.device.begin_step(id);
         let moves = self.tiers.take_moves(id);
+        if moves.iter().any(|of| matches!(of, PageMove::Restore { .. })) {
+            self.restoring = id;
+        }
         let retire = std::mem::take(&mut self.retire);
         let plan = StepPlan { id, retire, admit: draft.admit, moves, work: draft.work };
         let tokens = plan.tokens() as u32;
         self.flights.push_back(Flight { id, rows: draft.rows, tokens, since: now });
         Some(plan)
+    }
+}
+
+impl Scheduler {
+    /// No step is left that would say whether restores have arrived: an empty one asks. It has an end, since a step
+    /// without work answers once everything is there.
+    fn has_to_land(&self) -> bool {
+        self.flights.is_empty() && self.landed < self.restoring
     }
 }
 

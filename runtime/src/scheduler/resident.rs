@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use base::{PageId, SeqId};
+use base::{PageId, SeqId, StepId};
 use kvcache::{Lease, TreeKey};
 
 use super::sharing::PrefixHash;
@@ -31,6 +31,8 @@ pub(crate) struct Resident {
     pub applied: u32,
     /// Draws submitted and not yet answered.
     unresolved: u32,
+    /// The step that restores its first private pages.
+    pub lands_with: Option<StepId>,
     /// The executor has not heard of this sequence yet.
     is_new: bool,
     /// Hashes of the pages this sequence claims to compute, and how many are settled.
@@ -70,6 +72,7 @@ impl Resident {
             planned: reused,
             applied: reused,
             unresolved: 0,
+            lands_with: None,
             is_new: true,
             claims: Vec::new(),
             settled: 0,

@@ -4,12 +4,18 @@
 //! at start and live in memory, unless a key store keeps them, wrapped under the node's key, so that
 //! sealed pages open again after a restart. A generation that was purged is gone from ring and store
 //! before anything is erased; nothing sealed under it opens again, wherever a copy of it may lie.
+//!
+//! Replicas that share a cluster key name pages alike: the naming key of a namespace then follows from its name.
+//! Keys that seal are each node's own all the same. A key store that was filled under another naming key is refused
+//! and not converted: its pages are called by names that nobody would ask for, and giving them up is a decision
+//! of whoever owns them, as is a mistyped file.
 
 use std::sync::Arc;
 
 use base::{Generation, NamespaceId, NamespaceKey, Tier};
 use transfer::{
-    DataKey, KeyRing, KeyStore, KeyStoreError, NoRandomness, NodeKey, NodeKeyError, StoredNamespace,
+    ClusterKey, DataKey, KeyRing, KeyStore, KeyStoreError, NoRandomness, NodeKey, NodeKeyError,
+    StoredNamespace,
 };
 
 use super::KeyStorePaths;
@@ -61,18 +67,33 @@ pub enum KeysError {
     SharedKey(String, String),
     #[error("no namespace has the id {0}")]
     Unknown(NamespaceId),
+    #[error(
+        "the key store names the pages of namespace {0:?} by another key than the cluster's; start with the cluster \
+         key that it was made with, or with a new key store (what the old one sealed is then forgotten)"
+    )]
+    OtherCluster(String),
 }
 
 /// All namespaces of a replica and the secrets of each.
 pub struct Keys {
     ring: Arc<KeyRing>,
     store: Option<KeyStore>,
+    cluster: Option<ClusterKey>,
     namespaces: Vec<Namespace>,
 }
 
 impl Keys {
     /// The default namespace and those of `specs`; known ones come from the store, others are made.
     pub fn open(specs: &[NamespaceSpec], store: Option<&KeyStorePaths>) -> Result<Self, KeysError> {
+        Self::open_in(specs, store, None)
+    }
+
+    /// As [`Keys::open`], in a cluster whose replicas name pages alike.
+    pub fn open_in(
+        specs: &[NamespaceSpec],
+        store: Option<&KeyStorePaths>,
+        cluster: Option<ClusterKey>,
+    ) -> Result<Self, KeysError> {
         check(specs)?;
         let store = match store {
             Some(paths) => {
@@ -81,7 +102,7 @@ impl Keys {
             }
             None => None,
         };
-        let mut keys = Self { ring: Arc::new(KeyRing::new()), store, namespaces: Vec::new() };
+        let mut keys = Self { ring: Arc::new(KeyRing::new()), store, cluster, namespaces: Vec::new() };
         if !specs.iter().any(|spec| spec.name == DEFAULT) {
             keys.add(&NamespaceSpec { name: DEFAULT.into(), ..NamespaceSpec::default() })?;
         }
@@ -102,10 +123,7 @@ impl Keys {
         let mut namespace = Namespace {
             id,
             generation: secrets.as_ref().map_or(Generation(0), |secrets| secrets.generation),
-            chain: match &secrets {
-                Some(secrets) => secrets.chain.clone(),
-                None => NamespaceKey(*DataKey::random()?.expose()),
-            },
+            chain: self.chain(&spec.name, secrets.as_ref().map(|secrets| &secrets.chain))?,
             spec: spec.clone(),
         };
         match secrets.and_then(|secrets| secrets.data) {
@@ -115,6 +133,19 @@ impl Keys {
         }
         self.namespaces.push(namespace);
         Ok(())
+    }
+
+    /// What names the pages of a namespace: the cluster's key for it, the stored one, or a new one.
+    fn chain(&self, name: &str, stored: Option<&NamespaceKey>) -> Result<NamespaceKey, KeysError> {
+        let shared = self.cluster.as_ref().map(|cluster| cluster.naming_key(name));
+        match (shared, stored) {
+            (Some(shared), Some(stored)) if shared != *stored => {
+                Err(KeysError::OtherCluster(name.to_owned()))
+            }
+            (Some(shared), _) => Ok(shared),
+            (None, Some(stored)) => Ok(stored.clone()),
+            (None, None) => Ok(NamespaceKey(*DataKey::random()?.expose())),
+        }
     }
 
     /// 0 for the default namespace, whatever else is configured.
@@ -231,6 +262,62 @@ mod tests {
         assert_eq!(first.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 1, 2]);
         let keys = Keys::open(&[named("c"), named("b")], Some(&paths)).unwrap();
         assert_eq!(keys.namespaces().iter().map(|n| n.id.0).collect::<Vec<_>>(), [0, 3, 2]);
+    }
+
+    fn cluster(dir: &std::path::Path, byte: u8) -> ClusterKey {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = dir.join(format!("cluster{byte}.key"));
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, &[byte; 32]).unwrap();
+        ClusterKey::load(&path).unwrap()
+    }
+
+    #[test]
+    fn replicas_of_a_cluster_name_alike_and_seal_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |specs: &[NamespaceSpec], byte| {
+            Keys::open_in(specs, None, Some(cluster(dir.path(), byte))).unwrap()
+        };
+        let (one, two) = (open(&[named("a"), named("b")], 1), open(&[named("b"), named("a")], 1));
+        let chain = |keys: &Keys, name: &str| {
+            keys.namespaces().iter().find(|of| of.spec.name == name).unwrap().chain.clone()
+        };
+        for name in [DEFAULT, "a", "b"] {
+            assert!(chain(&one, name) == chain(&two, name));
+            assert!(chain(&one, name) != chain(&open(&[named("a"), named("b")], 2), name));
+        }
+        let label = transfer::PageLabel {
+            namespace: NamespaceId(0),
+            generation: Generation(0),
+            name: base::ChainHash([0; 32]),
+            layout: [0; 32],
+            tier: Tier::Nvme,
+            slot: base::SlotId(0),
+            bytes: 8,
+        };
+        let (mut sealed, mut opened) = ([0; 64], [0; 8]);
+        let seal = one.ring().seal(&label, &[7; 8], &mut sealed).unwrap();
+        assert!(one.ring().open(&label, &seal, &sealed[..8], &mut opened).is_ok());
+        assert!(two.ring().open(&label, &seal, &sealed[..8], &mut opened).is_err());
+    }
+
+    #[test]
+    fn a_key_store_of_another_cluster_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths =
+            KeyStorePaths { store: dir.path().join("keys.json"), node_key: dir.path().join("node.key") };
+        let open = |byte: Option<u8>| {
+            let cluster = byte.map(|byte| cluster(dir.path(), byte));
+            Keys::open_in(&[named("a")], Some(&paths), cluster).map(|keys| keys.namespaces()[1].chain.clone())
+        };
+        let first = open(Some(1)).unwrap();
+        let before = std::fs::read(&paths.store).unwrap();
+        assert!(matches!(open(Some(2)), Err(KeysError::OtherCluster(name)) if name == DEFAULT));
+        assert_eq!(std::fs::read(&paths.store).unwrap(), before);
+        assert!(open(Some(1)).unwrap() == first);
+        // A store that was filled in a cluster keeps its names outside of it.
+        assert!(open(None).unwrap() == first);
     }
 
     #[test]

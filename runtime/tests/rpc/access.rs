@@ -2,7 +2,8 @@
 
 use expect_test::expect;
 use proto::v1::{
-    CacheStatsRequest, DrainRequest, KvEventsRequest, LoadRequest, ModelInfoRequest, PurgeRequest,
+    CacheStatsRequest, ChainRootRequest, DrainRequest, KvEventsRequest, LoadRequest, ModelInfoRequest,
+    PurgeRequest, TextAssetsRequest, chain_root_request::Whose,
 };
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -18,11 +19,13 @@ use super::server::Server;
 /// How each operator's method answers.
 async fn operators_methods(channel: &Channel) -> Vec<Code> {
     let order = PurgeRequest { namespace: "acme".into(), ..PurgeRequest::default() };
+    let root = ChainRootRequest { whose: Some(Whose::Namespace("acme".into())), ..Default::default() };
     let code = |failed: Option<Status>| failed.map_or(Code::Ok, |status| status.code());
     vec![
         code(channel.cache().kv_events(KvEventsRequest::default()).await.err()),
         code(channel.cache().purge(order).await.err()),
         code(channel.cache().cache_stats(CacheStatsRequest {}).await.err()),
+        code(channel.cache().chain_root(root).await.err()),
         code(channel.replica().load(LoadRequest::default()).await.err()),
         code(channel.replica().drain(DrainRequest::default()).await.err()),
     ]
@@ -34,17 +37,21 @@ async fn tenants_may_ask_for_the_model_and_operators_for_the_rest() {
     let open = Channel::open(server.address).await;
     let (none, wrong) = (open.clone(), open.with_key("wrong"));
     let (tenant, operator) = (open.with_key("acme-key"), open.with_key("root"));
-    assert_eq!(operators_methods(&none).await, [Code::Unauthenticated; 5]);
-    assert_eq!(operators_methods(&wrong).await, [Code::Unauthenticated; 5]);
-    assert_eq!(operators_methods(&tenant).await, [Code::PermissionDenied; 5]);
+    assert_eq!(operators_methods(&none).await, [Code::Unauthenticated; 6]);
+    assert_eq!(operators_methods(&wrong).await, [Code::Unauthenticated; 6]);
+    assert_eq!(operators_methods(&tenant).await, [Code::PermissionDenied; 6]);
     let ask = |channel: Channel| async move {
         channel.replica().model_info(ModelInfoRequest {}).await.map_err(|status| status.code())
     };
-    assert_eq!(ask(none).await.err(), Some(Code::Unauthenticated));
+    assert_eq!(ask(none.clone()).await.err(), Some(Code::Unauthenticated));
+    let assets = |channel: Channel| async move {
+        channel.replica().text_assets(TextAssetsRequest::default()).await.map(|_| ()).map_err(|s| s.code())
+    };
+    assert_eq!((assets(none).await, assets(tenant.clone()).await), (Err(Code::Unauthenticated), Ok(())));
     let info = ask(tenant).await.unwrap().into_inner();
     assert_eq!((info.models, info.page_tokens, info.version), (vec!["sim".to_owned()], 16, "1.2.3".into()));
     assert_eq!((info.model_digest.len(), info.signing_key.len()), (32, 32));
-    assert_eq!(operators_methods(&operator).await, [Code::Ok; 5]);
+    assert_eq!(operators_methods(&operator).await, [Code::Ok; 6]);
 }
 
 #[tokio::test]
@@ -55,7 +62,7 @@ async fn without_keys_everyone_is_an_operator_as_over_http() {
     })
     .await;
     let anyone = Channel::open(server.address).await;
-    assert_eq!(operators_methods(&anyone).await, [Code::Ok; 5]);
+    assert_eq!(operators_methods(&anyone).await, [Code::Ok; 6]);
 }
 
 /// Without admin keys a key for answers operates the server; other tenants' prompts are not its to read.
@@ -68,7 +75,7 @@ async fn tokens_of_tenants_need_an_admin_key() {
     })
     .await;
     let house = Channel::open(server.address).await.with_key("house");
-    assert_eq!(operators_methods(&house).await, [Code::Ok; 5]);
+    assert_eq!(operators_methods(&house).await, [Code::Ok; 6]);
     let refused = house.cache().kv_events(tokens.clone()).await.err().unwrap();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("--admin-key"), "{}", refused.message());

@@ -5,4 +5,9 @@ mod calls;
 mod client;
 mod events;
 mod follower;
+#[path = "../../../router/tests/source/held.rs"]
+mod held;
+mod naming;
+
 mod server;
+mod sources;

@@ -41,14 +41,18 @@ pub struct Setup {
     pub config: ServerConfig,
     pub pages: u32,
     pub buffer: usize,
+    pub cluster: Option<transfer::ClusterKey>,
     /// Steps wait until the server is dropped.
     pub is_stuck: bool,
+    /// 0 for any that is free.
+    pub port: u16,
 }
 
 pub struct Server {
     pub address: SocketAddr,
     pub app: App,
     pub engine: Engine,
+    pub hub: EventHub,
     gate: Option<Sender<()>>,
     shutdown: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<Drained>>,
@@ -102,7 +106,7 @@ impl Server {
             version: "1.2.3".into(),
             ..ServerConfig::default()
         };
-        let mut setup = Setup { config, pages: 256, buffer: 10_000, is_stuck: false };
+        let mut setup = Setup { config, pages: 256, buffer: 10_000, cluster: None, is_stuck: false, port: 0 };
         change(&mut setup);
         let clock = Arc::new(SystemClock::new());
         let mut sim = SimConfig::new(setup.pages, PAGE, VOCAB);
@@ -122,7 +126,7 @@ impl Server {
         let events =
             EventsConfig { buffer: setup.buffer, snapshots: Snapshots::On, ..EventsConfig::default() };
         let hub = EventHub::start(events, clock.clone()).unwrap();
-        let keys = Keys::open(&storage.namespaces, None).unwrap();
+        let keys = Keys::open_in(&storage.namespaces, None, setup.cluster).unwrap();
         let schedule = SchedulerConfig { eviction: EvictionKind::Lru, ..SchedulerConfig::default() };
         let started = Engine::start_tiered(
             Box::new(executor),
@@ -134,14 +138,22 @@ impl Server {
         );
         let (engine, _thread) = started.unwrap();
         let app = App::new(engine.clone(), Text::synthetic(VOCAB).unwrap(), setup.config, clock);
-        app.publish(hub);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        app.publish(hub.clone());
+        let listener = listen(setup.port).await;
         let address = listener.local_addr().unwrap();
         let (shutdown, signal) = oneshot::channel();
         let task = tokio::spawn(rpc::serve(listener, app.clone(), async {
             let _ = signal.await;
         }));
-        Self { address, app, engine, gate: setup.is_stuck.then_some(open), shutdown: Some(shutdown), task }
+        Self {
+            address,
+            app,
+            engine,
+            hub,
+            gate: setup.is_stuck.then_some(open),
+            shutdown: Some(shutdown),
+            task,
+        }
     }
 
     /// A connection of an operator.
@@ -211,6 +223,17 @@ impl Server {
                 of.pages.into_iter().map(move |at| ((name.clone(), at.tier), at.pages))
             });
             return counts.filter(|(_, pages)| *pages > 0).collect();
+        }
+    }
+}
+
+/// A port that was just let go may be taken for a moment.
+async fn listen(port: u16) -> TcpListener {
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Ok(listener) => return listener,
+            Err(_) if port != 0 => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
         }
     }
 }

@@ -55,7 +55,7 @@ impl Device {
 
 fn emulator(arch: Arch, seed: u64) -> Box<dyn Driver> {
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(16) as u32);
-    Box::new(SimDriver::new(arch, Options { seed, threads }))
+    Box::new(SimDriver::new(arch, Options { seed, threads }).with_every_kernel())
 }
 
 pub fn strict() -> CudaOptions {

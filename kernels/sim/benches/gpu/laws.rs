@@ -2,7 +2,7 @@
 
 use base::{SplitMix, TokenId};
 use kernels::cuda::CudaOptions;
-use kernels::cuda::prefix_groups::{PrefixGroups, SharingRule};
+use kernels::cuda::prefix_groups::{PrefixGroups, SharedLayer, SharingRule};
 use kernels::sample::draw;
 use kernels::{Backend, History, Precision, SampleRow, Sampled, SamplingParams};
 
@@ -77,7 +77,7 @@ fn pieces(device: &Device, what: &str, report: &mut Report) {
 
 /// Two that share three tiles, a third that shares two of them, a fourth one, a fifth none.
 fn cascade(device: &Device, what: &str, report: &mut Report) {
-    let rule = SharingRule { tokens_min: TILE, rows_min: 2 };
+    let rule = SharingRule::Thresholds { tokens_min: TILE, rows_min: 2 };
     for (heads, kv_heads, head_dim, run) in [(8, 2, 128, 1), (7, 1, 64, 1), (4, 1, 128, 3)] {
         let case = Case { heads, kv_heads, head_dim, page_tokens: 64, window: None };
         let mut step = Step::default();
@@ -88,7 +88,9 @@ fn cascade(device: &Device, what: &str, report: &mut Report) {
             let pages: Vec<u32> = (0..(start + run).div_ceil(64)).map(page).collect();
             step.push(start, run, &pages);
         }
-        let groups = PrefixGroups::find(&step.batch(), 64, (heads / kv_heads) as u32, rule).list().len();
+        let layer =
+            SharedLayer { group: (heads / kv_heads) as u32, kv_heads: kv_heads as u32, token_bytes: 1 };
+        let groups = PrefixGroups::find(&step.batch(), 64, layer, rule).list().len();
         assert!(groups >= 3, "only {groups} groups: the case says nothing");
         let run_with = |sharing| {
             let mut b = device.backend(CudaOptions { sharing, ..strict() });

@@ -8,10 +8,12 @@
 
 use std::cell::{OnceCell, RefCell};
 
-use kernels::KernelError;
 use kernels::cuda::Driver;
-use kernels::cuda::driver::{DeviceInfo, DevicePtr, Gemm, GraphId, Launch, TensorMap, TensorMapSpec};
+use kernels::cuda::driver::{
+    DeviceInfo, DevicePtr, Event, Gemm, GraphId, Launch, Memory, Stream, TensorMap, TensorMapSpec,
+};
 use kernels::cuda::gpu::Gpu;
+use kernels::{DeviceLost, KernelError};
 
 /// Most that the cases of a process hold at once.
 const REGION: u64 = 48 << 30;
@@ -96,14 +98,7 @@ impl Drop for Lease {
     }
 }
 
-impl Driver for Lease {
-    fn device(&self) -> &DeviceInfo {
-        &self.info
-    }
-    fn free_bytes(&self) -> u64 {
-        let left = REGION_OF_GPU.with_borrow(|region| (region.bytes - region.used) as u64);
-        if left == 0 { with(Gpu::free_bytes) } else { left }
-    }
+impl Memory for Lease {
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<DevicePtr, KernelError> {
         let at = with(|gpu| match self.allocations {
             Allocations::Single => gpu.alloc(bytes, what),
@@ -113,6 +108,25 @@ impl Driver for Lease {
             self.upload(at, &vec![0xff; bytes]);
         }
         Ok(at)
+    }
+}
+
+impl Driver for Lease {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+    fn check(&self) -> Result<(), DeviceLost> {
+        with(Gpu::check)
+    }
+    fn free_bytes(&self) -> u64 {
+        let left = REGION_OF_GPU.with_borrow(|region| (region.bytes - region.used) as u64);
+        if left == 0 { with(Gpu::free_bytes) } else { left }
+    }
+    fn reserve(&self, _bytes: u64) -> Result<(), KernelError> {
+        Ok(()) // the region is reserved
+    }
+    fn alloc_pool(&self, bytes: usize) -> Result<DevicePtr, KernelError> {
+        self.alloc(bytes, "kv pages")
     }
     fn upload(&self, to: DevicePtr, bytes: &[u8]) {
         with(|gpu| gpu.upload(to, bytes));
@@ -144,7 +158,33 @@ impl Driver for Lease {
     fn replay(&self, graph: GraphId) {
         with(|gpu| gpu.replay(graph));
     }
-    fn pin(&self, start: *const u8, bytes: usize) {
-        with(|gpu| gpu.pin(start, bytes));
+    fn pin(&self, start: *const u8, bytes: usize) -> bool {
+        with(|gpu| gpu.pin(start, bytes))
+    }
+    fn event(&self) -> Event {
+        with(Gpu::event)
+    }
+    fn mark(&self, event: Event, stream: Stream) {
+        with(|gpu| gpu.mark(event, stream));
+    }
+    fn follow(&self, stream: Stream, event: Event) {
+        with(|gpu| gpu.follow(stream, event));
+    }
+    fn has_passed(&self, event: Event) -> bool {
+        with(|gpu| gpu.has_passed(event))
+    }
+    fn pass(&self, event: Event) {
+        with(|gpu| gpu.pass(event));
+    }
+    fn between_ns(&self, from: Event, to: Event) -> u64 {
+        with(|gpu| gpu.between_ns(from, to))
+    }
+    unsafe fn send(&self, to: DevicePtr, bytes: &[u8]) {
+        // SAFETY: the caller's promise is passed on.
+        with(|gpu| unsafe { gpu.send(to, bytes) });
+    }
+    unsafe fn fetch(&self, from: DevicePtr, out: &mut [u8]) {
+        // SAFETY: the caller's promise is passed on.
+        with(|gpu| unsafe { gpu.fetch(from, out) });
     }
 }

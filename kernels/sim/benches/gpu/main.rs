@@ -110,6 +110,7 @@ fn run(arguments: &Arguments, device: &Device, report: &mut Report) {
     }
     if wanted("cascade") {
         speed::cascades(device, ceilings, report);
+        speed::shared(device, report);
     }
     if wanted("linears") {
         speed::linears(device, ceilings, report);

@@ -112,6 +112,15 @@ impl Report {
         ]);
     }
 
+    /// Attention of one layer with a prefix that is read once and with the same read by each: query rows, bytes that the
+    /// one spares, microseconds of either.
+    pub fn sharing(&mut self, rows: u32, spared: f64, together: f64, flat: f64) {
+        println!(
+            "sharing: {rows} rows, {spared:.0} bytes spared: {together:.2} us, each by itself {flat:.2} us"
+        );
+        self.line(&[("sharing", format!("[{rows}, {spared:.0}, {together:.4}, {flat:.4}]"))]);
+    }
+
     /// The last line: this part came to its end.
     pub fn end(&mut self) {
         self.line(&[("ended", (self.failures == 0).to_string())]);

@@ -13,6 +13,8 @@ pub struct Sizes {
     pub decodes: &'static [(u32, u32)],
     pub prefills: &'static [u32],
     pub cascades: &'static [Cascade],
+    /// Sequences and the tokens that all share, from which the costs of sharing are made.
+    pub shared: &'static [(u32, u32)],
     /// Name, outputs, inputs.
     pub products: &'static [(&'static str, usize, usize)],
     pub product_rows: &'static [usize],
@@ -38,6 +40,20 @@ const LLAMA_8B: Sizes = Sizes {
     decodes: &[(32, 4096), (64, 4096), (1, 32768)],
     prefills: &[2048, 8192, 32768],
     cascades: &[(256, 32768, 256, "20x"), (64, 8192, 512, "8x")],
+    shared: &[
+        (2, 1024),
+        (2, 8192),
+        (4, 512),
+        (4, 4096),
+        (8, 256),
+        (8, 2048),
+        (16, 512),
+        (16, 4096),
+        (32, 256),
+        (32, 2048),
+        (64, 1024),
+        (128, 512),
+    ],
     products: &[
         ("qkv", 6144, 4096),
         ("o", 4096, 4096),
@@ -61,6 +77,7 @@ const SMALL: Sizes = Sizes {
     decodes: &[(2, 300)],
     prefills: &[64],
     cascades: &[(3, 512, 64, "-")],
+    shared: &[(2, 256), (2, 512), (3, 256)],
     products: &[("qkv", 96, 128), ("head", 200, 64)],
     product_rows: &[1, 20],
     head_rows_max: 8,

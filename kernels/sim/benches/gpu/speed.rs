@@ -5,6 +5,7 @@
 //! read twice out of L2.
 
 use base::SplitMix;
+use kernels::cuda::sharing::SharingRule;
 use kernels::cuda::{CudaOptions, Determinism};
 use kernels::{Backend, Batch, KvShape, KvType, Precision, SeqSpan, StepLimits};
 
@@ -15,6 +16,8 @@ use crate::timing::{self, Timing};
 
 const PAGE: usize = 64;
 const LAYERS: usize = 4;
+/// Tokens of each sequence behind a shared prefix.
+const OWN: u32 = 300;
 
 /// What the device does at best: as measured in this run, or an H200 as measured before.
 #[derive(Clone, Copy, Debug)]
@@ -179,6 +182,21 @@ pub fn cascades(device: &Device, ceilings: Ceilings, report: &mut Report) {
         let (seqs, shared, own, _) = *case;
         let name = format!("cascade {seqs} x ({shared} shared + {own})");
         report.attempt(&name, |report| cascade(device, ceilings, case, &name, report));
+    }
+}
+
+/// What sharing costs and spares where it is least clear: small groups, short prefixes.
+pub fn shared(device: &Device, report: &mut Report) {
+    for &(seqs, tokens) in sizes::of(device).shared {
+        report.attempt(&format!("sharing {seqs} x {tokens}"), |report| {
+            let runs = decode(seqs, tokens + OWN, tokens);
+            let always = SharingRule::Thresholds { tokens_min: 0, rows_min: 0 };
+            let by = |sharing| attend(device, &runs, CudaOptions { sharing, ..CudaOptions::default() });
+            let [together, flat] = [by(Some(always)), by(None)].map(|time| time.median * 1e6);
+            let shape = sizes::of(device).shape;
+            let spared = f64::from(seqs - 1) * f64::from(tokens) * token_bytes(sizes::of(device));
+            report.sharing(seqs * shape.heads as u32, spared, together, flat);
+        });
     }
 }
 

@@ -50,7 +50,7 @@ impl CubinCache {
     }
 
     fn path(&self, unit: &Unit, target: &str) -> PathBuf {
-        self.folder.join(format!("{}.{target}.{}.cubin", unit.name, unit.hash(target)))
+        self.folder.join(unit.file(target))
     }
 }
 

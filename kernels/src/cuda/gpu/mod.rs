@@ -9,7 +9,8 @@
 //! upload ─▶ ring of pinned memory ─▶ stream ─▶ kernels, products, recorded steps ─▶ stream ─▶ download
 //! ```
 //!
-//! Limits: one device, one stream; peers and copy streams are not used yet.
+//! Pages go to and from pinned host memory in a stream of their own (`streams`). Limits: one device; peers are not
+//! used.
 
 mod cache;
 mod compile;
@@ -17,8 +18,9 @@ mod graph;
 mod library;
 mod modules;
 mod staging;
+mod streams;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::path::PathBuf;
 
@@ -28,10 +30,12 @@ use self::graph::Graphs;
 use self::library::CublasLt;
 use self::modules::Modules;
 use self::staging::Staging;
+use self::streams::Streams;
 use super::driver::{
-    Arch, DeviceInfo, DevicePtr, Driver, Gemm, GraphId, Launch, Swizzle, TensorMap, TensorMapSpec,
+    ALIGN, Arch, DeviceInfo, DevicePtr, Driver, Event, Gemm, GraphId, Launch, Memory, Stream, Swizzle,
+    TensorMap, TensorMapSpec,
 };
-use crate::KernelError;
+use crate::{DeviceLost, KernelError};
 
 pub use self::cache::CubinCache;
 pub use self::modules::Origin;
@@ -52,6 +56,10 @@ pub enum GpuError {
          compiled here: {why}"
     )]
     NoKernels { device: String, target: String, why: String },
+    #[error("{file} was built from other kernel sources than this binary's, which wants {wanted}")]
+    OtherSources { file: PathBuf, wanted: String },
+    #[error("cannot read the folder of kernels {folder}: {why}")]
+    Folder { folder: PathBuf, why: std::io::Error },
     #[error("the kernels of {unit} do not compile for {target}:\n{log}")]
     Compile { unit: &'static str, target: String, log: String },
 }
@@ -64,6 +72,8 @@ impl GpuError {
             GpuError::TooOld { .. } => "too_old",
             GpuError::Call { .. } => "call",
             GpuError::NoKernels { .. } => "no_kernels",
+            GpuError::OtherSources { .. } => "other_sources",
+            GpuError::Folder { .. } => "folder",
             GpuError::Compile { .. } => "compile",
         }
     }
@@ -78,9 +88,9 @@ pub struct GpuOptions {
     pub index: u32,
     /// Where compiled kernels are kept; `None` = nowhere.
     pub cache: Option<PathBuf>,
-    /// A folder of kernels that were compiled beforehand, `UNIT.sm_XX.cubin`.
+    /// A folder of kernels that were compiled beforehand, `UNIT.sm_XX.HASH.cubin`.
     pub cubins: Option<PathBuf>,
-    /// Load what only checks of the device use as well.
+    /// Load also what no server on this device launches.
     pub with_checks: bool,
 }
 
@@ -95,12 +105,16 @@ pub struct Gpu {
     info: DeviceInfo,
     device: cu::CUdevice,
     context: cu::CUcontext,
+    streams: Streams,
+    /// That of steps.
     stream: cu::CUstream,
     modules: Modules,
     staging: RefCell<Staging>,
     graphs: RefCell<Graphs>,
     library: RefCell<Option<CublasLt>>,
     pinned: RefCell<Vec<(usize, usize)>>,
+    /// What is left of the reserved piece.
+    reserved: Cell<Option<(DevicePtr, u64)>>,
 }
 
 // SAFETY: the handles belong to the driver, which takes calls from any thread; each call makes the context
@@ -131,22 +145,22 @@ impl Gpu {
         check("cuDevicePrimaryCtxRetain", unsafe { cu::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         // SAFETY: the context was just retained.
         check("cuCtxSetCurrent", unsafe { cu::cuCtxSetCurrent(context) })?;
-        let mut stream = std::ptr::null_mut();
-        let flags = cu::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: `stream` is writable and a context is current.
-        check("cuStreamCreate", unsafe { cu::cuStreamCreate(&mut stream, flags) })?;
+        let streams = Streams::new()?;
+        let stream = streams.of(Stream::Work);
         let modules = Modules::load(&info, options)?;
         let staging = RefCell::new(Staging::new(stream)?);
         Ok(Self {
             info,
             device,
             context,
+            streams,
             stream,
             modules,
             staging,
             graphs: RefCell::default(),
             library: RefCell::new(None),
             pinned: RefCell::default(),
+            reserved: Cell::new(None),
         })
     }
 
@@ -199,15 +213,51 @@ impl Gpu {
         expect("cuCtxSetCurrent", unsafe { cu::cuCtxSetCurrent(self.context) });
     }
 
+    /// A piece of the driver's own.
+    fn take(&self, bytes: usize, what: &'static str) -> Result<DevicePtr, KernelError> {
+        self.current();
+        let mut at = 0;
+        // SAFETY: `at` is writable.
+        let outcome = unsafe { cu::cuMemAlloc_v2(&mut at, bytes.max(1)) };
+        match outcome {
+            cu::CUresult::CUDA_SUCCESS => Ok(DevicePtr(at)),
+            _ => Err(KernelError::Memory(base::Bytes(bytes as u64), what)),
+        }
+    }
+
     fn is_pinned(&self, bytes: &[u8]) -> bool {
         let (from, to) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len());
         self.pinned.borrow().iter().any(|&(start, end)| start <= from && to <= end)
     }
 }
 
+impl Memory for Gpu {
+    fn alloc(&self, bytes: usize, what: &'static str) -> Result<DevicePtr, KernelError> {
+        let wanted = bytes.max(1).next_multiple_of(ALIGN);
+        match self.reserved.get() {
+            Some((at, left)) if wanted as u64 <= left => {
+                self.reserved.set(Some((at.plus(wanted), left - wanted as u64)));
+                Ok(at)
+            }
+            _ => self.take(wanted, what),
+        }
+    }
+}
+
 impl Driver for Gpu {
     fn device(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn check(&self) -> Result<(), DeviceLost> {
+        // SAFETY: the context lives as long as `self`.
+        let current = unsafe { cu::cuCtxSetCurrent(self.context) };
+        // SAFETY: waits for the current context; answers with an error if there is none.
+        let ended = unsafe { cu::cuCtxSynchronize() };
+        match [current, ended].into_iter().find(|&call| call != cu::CUresult::CUDA_SUCCESS) {
+            Some(failed) => Err(DeviceLost(words(failed))),
+            None => Ok(()),
+        }
     }
 
     fn free_bytes(&self) -> u64 {
@@ -218,15 +268,14 @@ impl Driver for Gpu {
         free as u64
     }
 
-    fn alloc(&self, bytes: usize, what: &'static str) -> Result<DevicePtr, KernelError> {
-        self.current();
-        let mut at = 0;
-        // SAFETY: `at` is writable.
-        let outcome = unsafe { cu::cuMemAlloc_v2(&mut at, bytes.max(1)) };
-        match outcome {
-            cu::CUresult::CUDA_SUCCESS => Ok(DevicePtr(at)),
-            _ => Err(KernelError::Memory(base::Bytes(bytes as u64), what)),
-        }
+    fn reserve(&self, bytes: u64) -> Result<(), KernelError> {
+        let at = self.take(bytes as usize, "weights and buffers")?;
+        self.reserved.set(Some((at, bytes)));
+        Ok(())
+    }
+
+    fn alloc_pool(&self, bytes: usize) -> Result<DevicePtr, KernelError> {
+        self.take(bytes, "kv pages")
     }
 
     fn upload(&self, to: DevicePtr, bytes: &[u8]) {
@@ -315,13 +364,62 @@ impl Driver for Gpu {
         self.graphs.borrow().launch(graph, self.stream);
     }
 
-    fn pin(&self, start: *const u8, bytes: usize) {
+    fn pin(&self, start: *const u8, bytes: usize) -> bool {
         self.current();
         // SAFETY: the caller keeps the memory mapped; registering does not touch its contents.
         let outcome = unsafe { cu::cuMemHostRegister_v2(start.cast_mut().cast(), bytes, 0) };
-        if outcome == cu::CUresult::CUDA_SUCCESS {
+        let is_pinned = outcome == cu::CUresult::CUDA_SUCCESS;
+        if is_pinned {
             self.pinned.borrow_mut().push((start as usize, start as usize + bytes));
         }
+        is_pinned
+    }
+
+    fn event(&self) -> Event {
+        self.current();
+        self.streams.event()
+    }
+
+    fn mark(&self, event: Event, stream: Stream) {
+        self.current();
+        self.streams.mark(event, stream);
+    }
+
+    fn follow(&self, stream: Stream, event: Event) {
+        self.current();
+        self.streams.follow(stream, event);
+    }
+
+    fn has_passed(&self, event: Event) -> bool {
+        self.current();
+        self.streams.has_passed(event)
+    }
+
+    fn pass(&self, event: Event) {
+        self.current();
+        self.streams.pass(event);
+    }
+
+    fn between_ns(&self, from: Event, to: Event) -> u64 {
+        self.current();
+        self.streams.between_ns(from, to)
+    }
+
+    // Memory that the driver refused to pin is copied through its own buffers, in order all the same.
+    unsafe fn send(&self, to: DevicePtr, bytes: &[u8]) {
+        self.current();
+        let copies = self.streams.of(Stream::Copies);
+        // SAFETY: the caller keeps `bytes` until this has run.
+        let sent = unsafe { cu::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), copies) };
+        expect("cuMemcpyHtoDAsync", sent);
+    }
+
+    unsafe fn fetch(&self, from: DevicePtr, out: &mut [u8]) {
+        self.current();
+        let copies = self.streams.of(Stream::Copies);
+        // SAFETY: the caller keeps `out`, and everybody else away from it, until this has run.
+        let fetched = unsafe { cu::cuMemcpyDtoHAsync_v2(out.as_mut_ptr().cast(), from.0, out.len(), copies) };
+        expect("cuMemcpyDtoHAsync", fetched);
     }
 }
 
@@ -329,7 +427,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // SAFETY: nothing of the context is used after this; errors at the end change nothing.
         unsafe {
-            let _ = cu::cuStreamSynchronize(self.stream);
+            let _ = cu::cuCtxSynchronize();
             let _ = cu::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }

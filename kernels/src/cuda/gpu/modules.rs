@@ -31,9 +31,10 @@ pub(super) struct Modules {
 impl Modules {
     pub fn load(device: &DeviceInfo, options: &GpuOptions) -> Result<Self, GpuError> {
         let mut loaded = Self { origins: Vec::new(), functions: HashMap::new() };
-        let serves = |u: &&Unit| !u.hopper_only || device.arch.is_hopper();
-        let wanted = |u: &&Unit| options.with_checks || !u.is_for_checks();
-        for unit in UNITS.iter().filter(serves).filter(wanted) {
+        let is_hopper = device.arch.is_hopper();
+        let wanted =
+            |u: &&Unit| if options.with_checks { u.runs_on(is_hopper) } else { u.serves_on(is_hopper) };
+        for unit in UNITS.iter().filter(wanted) {
             let (code, origin) = code_of(unit, device, options)?;
             let mut module = std::ptr::null_mut();
             // SAFETY: the image is a whole cubin and lives through the call.
@@ -86,7 +87,9 @@ impl Modules {
 
 fn code_of(unit: &Unit, device: &DeviceInfo, options: &GpuOptions) -> Result<(Vec<u8>, Origin), GpuError> {
     let target = device.arch.target();
-    if let Some(code) = options.cubins.as_deref().and_then(|folder| given(unit, device.arch, folder)) {
+    if let Some(folder) = options.cubins.as_deref()
+        && let Some(code) = given(unit, device.arch, folder)?
+    {
         return Ok((code, Origin::Given));
     }
     if let Some(code) = embedded(unit, device.arch) {
@@ -108,17 +111,39 @@ fn code_of(unit: &Unit, device: &DeviceInfo, options: &GpuOptions) -> Result<(Ve
     Ok((code, Origin::Compiled))
 }
 
-/// Machine code that was built in: see `build.rs`.
-const EMBEDDED: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+/// Machine code that was built in, by file name: see `build.rs`, which takes none of other sources.
+const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
 fn embedded(unit: &Unit, arch: Arch) -> Option<&'static [u8]> {
-    let find = |t: &String| EMBEDDED.iter().find(|(name, target, _)| *name == unit.name && target == t);
-    targets(arch).iter().find_map(find).map(|(_, _, code)| *code)
+    let find = |t: &String| {
+        let wanted = unit.file(t);
+        EMBEDDED.iter().find(|(name, _)| *name == wanted)
+    };
+    targets(arch).iter().find_map(find).map(|(_, code)| *code)
 }
 
-fn given(unit: &Unit, arch: Arch, folder: &Path) -> Option<Vec<u8>> {
-    let path = |t: &String| folder.join(format!("{}.{t}.cubin", unit.name));
-    targets(arch).iter().find_map(|t| std::fs::read(path(t)).ok())
+/// The unit's code in `folder`. A folder that has it for this architecture from other sources is refused by name: a
+/// server that quietly compiled them anew would hide that the release and its kernels do not belong together.
+fn given(unit: &Unit, arch: Arch, folder: &Path) -> Result<Option<Vec<u8>>, GpuError> {
+    let targets = targets(arch);
+    let here = targets.iter().find_map(|t| std::fs::read(folder.join(unit.file(t))).ok());
+    let is_other = |name: &str| targets.iter().any(|t| name.starts_with(&format!("{}.{t}.", unit.name)));
+    match here {
+        Some(code) => Ok(Some(code)),
+        None => match names(folder)?.into_iter().find(|name| is_other(name)) {
+            Some(name) => {
+                let (file, wanted) = (folder.join(name), unit.file(&targets[0]));
+                Err(GpuError::OtherSources { file, wanted })
+            }
+            None => Ok(None),
+        },
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, GpuError> {
+    let unreadable = |why| GpuError::Folder { folder: folder.to_owned(), why };
+    let entries = std::fs::read_dir(folder).map_err(unreadable)?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
 }
 
 /// Machine code runs on its own generation, and there on the same or a later member.
@@ -152,15 +177,41 @@ mod tests {
     fn a_folder_serves_its_own_generation() {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |target: &str| {
-            std::fs::write(folder.path().join(format!("{}.{target}.cubin", UNITS[0].name)), target)
-                .expect("a file");
+            std::fs::write(folder.path().join(UNITS[0].file(target)), target).expect("a file");
         };
-        let found =
-            |arch: u32| given(&UNITS[0], Arch(arch), folder.path()).map(|c| String::from_utf8(c).unwrap());
+        let found = |arch: u32| {
+            let code = given(&UNITS[0], Arch(arch), folder.path()).expect("of these sources");
+            code.map(|c| String::from_utf8(c).unwrap())
+        };
         write("sm_80");
         write("sm_90a");
         assert_eq!([80, 86, 89].map(found), [(); 3].map(|()| Some("sm_80".to_owned())));
         assert_eq!(found(90).as_deref(), Some("sm_90a"));
         assert_eq!(found(120), None);
+    }
+
+    #[test]
+    fn kernels_of_other_sources_are_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let name = format!("{}.sm_80.{}.cubin", UNITS[0].name, "0".repeat(32));
+        std::fs::write(folder.path().join(&name), "code").expect("a file");
+        let refused = given(&UNITS[0], Arch(86), folder.path()).expect_err("other sources");
+        let text = refused.to_string();
+        assert!(text.contains(&name) && text.contains(&UNITS[0].file("sm_86")), "{text}");
+        assert_eq!(given(&UNITS[0], Arch(90), folder.path()).expect("nothing of it is for this one"), None);
+        assert_eq!(given(&UNITS[1], Arch(80), folder.path()).expect("another unit"), None);
+        std::fs::write(folder.path().join(UNITS[0].file("sm_80")), "code").expect("a file");
+        assert!(given(&UNITS[0], Arch(86), folder.path()).expect("the right one is beside it").is_some());
+        let missing = given(&UNITS[0], Arch(80), &folder.path().join("nowhere")).expect_err("no such folder");
+        assert_eq!(missing.kind(), "folder");
+    }
+
+    #[test]
+    fn what_is_built_in_was_built_from_these_sources() {
+        for &(file, _) in EMBEDDED {
+            let of = |unit: &Unit, target: &str| unit.file(target) == file;
+            let target = file.split('.').nth(1).expect("UNIT.TARGET.HASH.cubin");
+            assert!(UNITS.iter().any(|unit| of(unit, target)), "{file}: built from other sources");
+        }
     }
 }

@@ -19,11 +19,14 @@ pub(crate) use gguf::Gguf;
 pub(crate) use safetensors::Shards;
 
 use super::error::ModelError;
+use super::memory::MemoryPlan;
 use super::names::Expected;
 
 /// Told how far loading has come; decides itself how often to speak.
 pub trait Progress {
     fn advance(&mut self, done: u64, total: u64);
+    /// What will take memory: on a device before the first weight is read, else once all are.
+    fn planned(&mut self, _plan: &MemoryPlan) {}
 }
 
 impl<F: FnMut(u64, u64)> Progress for F {

@@ -103,6 +103,7 @@ fn path_of(files: &ModelFiles, name: &str) -> PathBuf {
         ModelFiles::Dir(dir) => dir.join(name),
         ModelFiles::Gguf(path) => path.clone(),
         ModelFiles::Embedded(_) => PathBuf::from(format!("(built in)/{name}")),
+        ModelFiles::Fetched(_) => PathBuf::from(format!("(fetched)/{name}")),
     }
 }
 

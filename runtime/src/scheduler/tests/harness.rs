@@ -38,7 +38,7 @@ pub(super) struct Harness {
     pub scheduler: Scheduler,
     pub stats: Arc<EngineStats>,
     pub sim: SimConfig,
-    model: SimModel,
+    pub model: SimModel,
     flying: VecDeque<StepPlan>,
     depth: usize,
     pub now: Nanos,
@@ -166,7 +166,9 @@ impl Harness {
     fn answer(&mut self, plan: &StepPlan) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let moved = self.model.move_pages(plan);
-            StepResult { moved, ..self.model.forward(plan) }
+            let mut result = StepResult { moved, ..self.model.forward(plan) };
+            self.model.settle_moves(plan, &mut result.moved);
+            result
         }));
         match outcome.map_err(|payload| failure(plan.id, &*payload)) {
             Ok(result) => self.scheduler.apply(result),

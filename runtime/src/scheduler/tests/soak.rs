@@ -11,6 +11,7 @@ use kernels::SamplingParams;
 use kvcache::{LowerConfig, WritePolicy};
 
 use super::harness::Harness;
+use crate::executor::Restores;
 use crate::executor::sim::SimConfig;
 use crate::request::{Request, Tenant};
 use crate::scheduler::{PurgeRunning, SchedulerConfig};
@@ -68,7 +69,12 @@ fn soak(steps: u64, seed: u64) -> u64 {
         tiers: tiers(seed),
         ..SchedulerConfig::default()
     };
-    let mut h = Harness::new(SimConfig::new(40, 16, 90), config, 1 + (seed % 2) as usize);
+    let mut sim = SimConfig::new(40, 16, 90);
+    if seed % 2 == 1 {
+        sim.shape.restores = Restores::Beside;
+        sim.landing_steps = seed;
+    }
+    let mut h = Harness::new(sim, config, 1 + (seed / 2 % 2) as usize);
     h.scheduler.register_namespace(NamespaceId(1), NamespaceKey([1; 32]), Generation(0));
     h.spoil_every(9);
     let mut done = 0;

@@ -7,6 +7,7 @@ use base::{Generation, NamespaceId, Tier};
 use kvcache::{EvictionKind, LowerConfig, PurgeState, WritePolicy};
 
 use super::harness::Harness;
+use crate::executor::Restores;
 use crate::executor::sim::SimConfig;
 use crate::request::{Finish, Refusal};
 use crate::scheduler::{PrefetchPolicy, PurgeRunning, SchedulerConfig};
@@ -19,14 +20,24 @@ fn prompt(from: u32, pages: u32) -> Vec<u32> {
 }
 
 fn tiered(device: u32, host: u32, nvme: u32, prefetch: PrefetchPolicy) -> Harness {
+    Harness::new(SimConfig::new(device, PAGE, 1000), config(host, nvme, prefetch), 2)
+}
+
+fn config(host: u32, nvme: u32, prefetch: PrefetchPolicy) -> SchedulerConfig {
     let lower = |tier, pages| LowerConfig { policy: EvictionKind::Lru, ..LowerConfig::new(tier, pages) };
     let mut tiers = vec![lower(Tier::Host, host)];
     if nvme > 0 {
         tiers.push(lower(Tier::Nvme, nvme));
     }
-    let config =
-        SchedulerConfig { tiers, prefetch, eviction: EvictionKind::Lru, ..SchedulerConfig::default() };
-    Harness::new(SimConfig::new(device, PAGE, 1000), config, 2)
+    SchedulerConfig { tiers, prefetch, eviction: EvictionKind::Lru, ..SchedulerConfig::default() }
+}
+
+/// As `tiered`, where a restore takes `steps` steps.
+fn beside(device: u32, host: u32, steps: u64) -> Harness {
+    let mut sim = SimConfig::new(device, PAGE, 1000);
+    sim.shape.restores = Restores::Beside;
+    sim.landing_steps = steps;
+    Harness::new(sim, config(host, 0, PrefetchPolicy::Wait), 2)
 }
 
 fn computed(h: &Harness) -> u64 {
@@ -171,4 +182,54 @@ fn a_purge_waits_for_what_runs_or_cancels_it() {
         assert_eq!(h.heard(id).end, Some(end));
         assert_eq!(ask(&mut h, &prompt(0, 4)), 0);
     }
+}
+
+#[test]
+fn a_long_restore_holds_up_nobody_but_its_own_request() {
+    let mut h = beside(30, 64, 12);
+    ask(&mut h, &prompt(0, 6));
+    ask(&mut h, &prompt(300, 26));
+    let decoding = h.ask(&prompt(600, 1), 40);
+    for _ in 0..6 {
+        h.tick();
+    }
+    let before = h.heard(decoding).tokens.len();
+    let restored = h.ask(&prompt(0, 6), 4);
+    for _ in 0..8 {
+        h.tick();
+    }
+    assert_eq!(h.heard(decoding).tokens.len(), before + 8, "a token a step");
+    assert!(h.heard(restored).tokens.is_empty(), "its pages are on their way");
+    h.run(1000);
+    assert_eq!(h.model.waits, 0, "no step waited for a page");
+    for id in [decoding, restored] {
+        assert_eq!(h.heard(id).tokens, h.expected(&h.clients[&id].request));
+    }
+    assert_eq!(h.heard(restored).cached, Some(6 * PAGE));
+}
+
+#[test]
+fn with_nobody_else_to_compute_a_restore_is_waited_for_at_once() {
+    let mut h = beside(12, 64, 1000);
+    ask(&mut h, &prompt(0, 6));
+    ask(&mut h, &prompt(300, 9));
+    let steps = h.scheduler.steps();
+    assert_eq!(ask(&mut h, &prompt(0, 6)), 6 * PAGE);
+    assert_eq!(h.model.waits, 1);
+    assert!(h.scheduler.steps() - steps <= 6, "four tokens, and no step that only waits");
+}
+
+#[test]
+fn frames_of_a_restore_whose_request_is_gone_are_given_back() {
+    let mut h = beside(30, 64, 1000);
+    ask(&mut h, &prompt(0, 6));
+    ask(&mut h, &prompt(300, 26));
+    let decoding = h.ask(&prompt(600, 1), 3);
+    h.tick();
+    let restored = h.ask(&prompt(0, 6), 4);
+    h.tick();
+    h.abort(restored);
+    h.run(1000);
+    assert_eq!(h.heard(decoding).tokens.len(), 3);
+    assert!(h.scheduler.is_settled(), "a step without work asked for what was still on its way");
 }

@@ -1,4 +1,4 @@
-//! Runs a model: what a plan means in the terms of kernels, and what is remembered of each sequence.
+//! Runs a model on any backend: what a plan means in the terms of kernels, and what is remembered of each sequence.
 //!
 //! The thread around it, the queue of steps and the fence against panics are [`ThreadedExecutor`]'s. A
 //! panic here (a malformed plan, a bug) leaves nothing behind that matters: each step overwrites every
@@ -7,14 +7,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base::{Clock, PageId, SeqId, TokenId};
+use base::{Clock, PageId, SeqId, StepId, TokenId};
 use kernels::{Backend, Batch, History, SampleRow, Sampled, SamplingParams, SeqSpan};
 
-use transfer::HostArena;
+use transfer::{HostArena, OwnedRead, OwnedWrite};
 
-use super::ExecutorShape;
-use super::moves::{PageBytes, carry_out};
+use super::moves::{PageBytes, bytes_of, carry_out};
 use super::threaded::{StepModel, ThreadedExecutor};
+use super::traffic::{Held, Traffic};
+use super::{ExecutorShape, Restores};
 use crate::model::{Loaded, ModelError};
 use crate::plan::{Draw, Input, Moved, Output, RowResult, SeqStart, StepPlan, StepResult, Work};
 
@@ -23,20 +24,21 @@ const DEPTH: usize = 2;
 
 /// Starts a thread that runs `loaded`; `loaded.memory` says beforehand what it holds.
 pub fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> Result<ThreadedExecutor, ModelError> {
-    ThreadedExecutor::start("executor", CpuModel::new(loaded), DEPTH, clock).map_err(ModelError::Thread)
+    ThreadedExecutor::start("executor", LoadedModel::new(loaded), DEPTH, clock).map_err(ModelError::Thread)
 }
 
 /// A loaded model and the sequences it runs.
-pub struct CpuModel {
+pub struct LoadedModel {
     loaded: Loaded,
     /// Bounded by the plans: a sequence leaves when a plan retires it.
     sequences: HashMap<SeqId, Sequence>,
     host: Option<Arc<HostArena>>,
+    traffic: Traffic,
 }
 
-impl CpuModel {
+impl LoadedModel {
     pub fn new(loaded: Loaded) -> Self {
-        Self { loaded, sequences: HashMap::new(), host: None }
+        Self { loaded, sequences: HashMap::new(), host: None, traffic: Traffic::default() }
     }
 
     fn admit(&mut self, start: &SeqStart) {
@@ -92,9 +94,9 @@ impl CpuModel {
     }
 }
 
-impl StepModel for CpuModel {
+impl StepModel for LoadedModel {
     fn shape(&self) -> ExecutorShape {
-        let Loaded { model, kv, options, digest, layout, .. } = &self.loaded;
+        let Loaded { model, kv, options, digest, layout, backend, .. } = &self.loaded;
         ExecutorShape {
             pages: kv.pages as u32,
             page_tokens: kv.page_tokens as u32,
@@ -105,6 +107,7 @@ impl StepModel for CpuModel {
             model: *digest,
             layout: *layout,
             page_bytes: kv.page_bytes(),
+            restores: if backend.copies_beside() { Restores::Beside } else { Restores::First },
         }
     }
 
@@ -126,37 +129,83 @@ impl StepModel for CpuModel {
 
     fn attach_host(&mut self, host: Arc<HostArena>) {
         let (start, bytes) = host.range();
-        self.loaded.backend.pin_host(start, bytes);
+        if !self.loaded.backend.pin_host(start, bytes) {
+            tracing::warn!(
+                bytes,
+                "the device does not reach the host tier directly: pages are copied more slowly"
+            );
+        }
         self.host = Some(host);
     }
 
     fn move_pages(&mut self, plan: &StepPlan) -> Moved {
         let page_bytes = self.loaded.kv.page_bytes();
-        let mut pages = Pool(&mut *self.loaded.backend);
-        carry_out(&plan.moves, &mut pages, page_bytes, self.host.as_deref())
+        let Self { loaded, traffic, host, .. } = self;
+        let backend = &mut *loaded.backend;
+        let is_beside = backend.copies_beside();
+        let mut pages = Pool { backend, traffic, step: plan.id, page_bytes };
+        let mut moved = carry_out(&plan.moves, &mut pages, host.as_ref());
+        traffic.end_batch(backend, plan.id);
+        if !is_beside {
+            moved.bytes = bytes_of(&plan.moves, page_bytes);
+        }
+        moved
+    }
+
+    fn settle_moves(&mut self, plan: &StepPlan, moved: &mut Moved) {
+        let Self { loaded, traffic, .. } = self;
+        let backend = &mut *loaded.backend;
+        match plan.work.is_empty() {
+            // Nothing runs that the wait would hold up.
+            true => traffic.settle_all(backend),
+            false => traffic.settle_saves(backend),
+        }
+        moved.landing = traffic.landing();
+        let copied = backend.take_copied();
+        moved.bytes += copied.bytes;
+        moved.took_ns += copied.took_ns;
+    }
+
+    fn check_device(&self) -> Result<(), String> {
+        self.loaded.backend.check_device().map_err(|lost| lost.to_string())
     }
 
     fn reset(&mut self) {
+        // What a step began that failed halfway is waited for like everything else.
+        self.traffic.end_batch(&mut *self.loaded.backend, StepId(0));
+        self.traffic.settle_all(&mut *self.loaded.backend);
         self.sequences.clear();
         let pages: Vec<u32> = (0..self.loaded.kv.pages as u32).collect();
         self.loaded.backend.page_zero(&pages);
     }
 }
 
-/// The backend's page pool.
-struct Pool<'a>(&'a mut dyn Backend);
+/// The backend's page pool, and the frames that its copies hold.
+struct Pool<'a> {
+    backend: &'a mut dyn Backend,
+    traffic: &'a mut Traffic,
+    step: StepId,
+    page_bytes: usize,
+}
 
 impl PageBytes for Pool<'_> {
-    fn read(&self, page: PageId, out: &mut [u8]) {
-        self.0.page_read_into(page.0, out);
+    fn save(&mut self, page: PageId, mut frame: OwnedWrite) {
+        self.backend.page_save(page.0, &mut frame[..self.page_bytes]);
+        self.traffic.hold(Held::Write(frame));
     }
-    fn write(&mut self, page: PageId, bytes: &[u8]) {
-        self.0.page_write(page.0, bytes);
+    fn restore(&mut self, page: PageId, frame: OwnedRead) {
+        if self.traffic.is_saving() {
+            self.traffic.end_batch(self.backend, self.step);
+        }
+        self.backend.page_restore(page.0, &frame[..self.page_bytes]);
+        self.traffic.hold(Held::Read(frame));
     }
     fn scrub(&mut self, pages: &[PageId]) -> Vec<PageId> {
+        // Saves come before scrubs and are a batch of their own: the step's answer waits for them alone.
+        self.traffic.end_batch(self.backend, self.step);
         let numbers: Vec<u32> = pages.iter().map(|page| page.0).collect();
-        self.0.page_zero(&numbers);
-        self.0.page_unclean(&numbers).into_iter().map(PageId).collect()
+        self.backend.page_zero(&numbers);
+        self.backend.page_unclean(&numbers).into_iter().map(PageId).collect()
     }
 }
 
