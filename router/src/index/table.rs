@@ -11,8 +11,8 @@
 //! - a name that moves is whole in its new place before its old one changes.
 //! - a reader that does not find a name looks once more: the name may have moved past it, towards its home.
 //!
-//! Dead slots instead of moves would save the second look, which is near and cheap, and cost a rebuilt table for
-//! every half of it that is evicted: measured, that took as long as all else.
+//! Dead slots instead of moves would save the second look, which is near, and cost what they occupy and a table
+//! rebuilt, with room for two, for every half of it that is evicted. As fast, measured, and a fifth larger.
 //!
 //! Limits: a name that moves twice, past both looks, is taken for absent once; a reader that is stopped for as
 //! long as a slot needs to be given to another name and back, and reads the word just in between, takes one word
@@ -126,9 +126,9 @@ impl Table {
     /// Loads the homes of some names side by side, so that what is done to them next finds them near. There
     /// is no prefetch in safe Rust; loads that do not wait for each other come to the same.
     #[inline(always)]
-    pub fn touch(&self, names: &[u64]) {
+    pub fn touch(&self, names: impl Iterator<Item = u64>) {
         let load = |name| self.slots[self.home(real(name))].name.load(Relaxed);
-        std::hint::black_box(names.iter().fold(0, |sum, &name| sum ^ load(name)));
+        std::hint::black_box(names.fold(0, |sum, name| sum ^ load(name)));
     }
 
     /// Runs with the place and the home of each name, some names at a time whose slots were loaded before.
