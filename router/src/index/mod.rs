@@ -23,7 +23,7 @@
 //! | `stored`, `removed` | one probe a block and tier | read on |
 //! | `lookup` of n names, h distinct depths | O(h log n) probes a tier; O(n) for seats that break the promise | – |
 //! | `clear`, `purge` | hidden in one store, then one pass over the scope's tables | see nothing of it at once |
-//! | growth, cleaning | a copy of one table, once in so many events | have the old one |
+//! | growth | a copy of one table, once in so many new names | have the old one |
 //! | memory | 25–36 bytes a name and tier, whatever the number of seats; 50–71 with a translation | |
 //!
 //! **The promise.** Jumping is exact for replicas that evict leaves first, in each tier. That a parent is missing

@@ -4,18 +4,19 @@
 //! table, not its low bits: the capacity is then any number, and going through a table in order fills the
 //! next one in order, which makes growing as cheap as copying.
 //!
-//! Readers take no lock and never wait. Three rules of the writer make that sound:
-//! - a name never moves within a table. A removed one stays as a *dead* slot (its word is 0), which another
-//!   name may take over, and becomes empty only where nothing follows it. So every slot between a name's home
-//!   and its place stays occupied for as long as the name is there, and no reader misses it.
-//! - a slot changes its name only while its word is 0: word to 0, name, word.
-//! - a reader believes a word only if the name is the same before and after reading it.
+//! Readers take no lock and never wait. A removed name's slot is closed by moving up what follows, under rules
+//! that make a reader beside it sound:
+//! - a slot changes its name only while its word is 0: word to 0, name, word. A reader believes a word only if
+//!   the name is the same before and after reading it, and passes by a name whose word is 0.
+//! - a name that moves is whole in its new place before its old one changes.
+//! - a reader that does not find a name looks once more: the name may have moved past it, towards its home.
 //!
-//! The usual backward shift at removal keeps no dead slots and is what a table with one thread should do; here
-//! a reader would miss the name that moves.
+//! Dead slots instead of moves would save the second look, which is near, and cost what they occupy and a table
+//! rebuilt, with room for two, for every half of it that is evicted. As fast, measured, and a fifth larger.
 //!
-//! Limit: a reader that is stopped for as long as a slot needs to be given to another name and back again,
-//! and reads the word just in between, takes one word for the other.
+//! Limits: a name that moves twice, past both looks, is taken for absent once; a reader that is stopped for as
+//! long as a slot needs to be given to another name and back, and reads the word just in between, takes one word
+//! for the other. Both need two coincidences within nanoseconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -82,25 +83,38 @@ impl Table {
         if at + 1 == self.slots.len() { 0 } else { at + 1 }
     }
 
+    /// Slots from one to another, forwards.
     #[inline(always)]
-    pub fn before(&self, at: usize) -> usize {
-        if at == 0 { self.slots.len() - 1 } else { at - 1 }
+    pub fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.slots.len() - from }
     }
 
     /// The word of a name, 0 if it is not here.
     #[inline]
     pub fn get(&self, name: u64) -> u64 {
-        let (name, slots) = (real(name), &*self.slots);
+        let name = real(name);
+        match self.look(name) {
+            0 => self.look(name),
+            word => word,
+        }
+    }
+
+    #[inline(always)]
+    fn look(&self, name: u64) -> u64 {
+        let slots = &*self.slots;
         let mut at = self.home(name);
         loop {
             let slot = &slots[at];
             let seen = slot.name.load(Acquire);
             if seen == name {
                 let word = slot.word.load(Acquire);
-                if slot.name.load(Relaxed) == name {
+                let is_same = slot.name.load(Relaxed) == name;
+                if is_same && word != 0 {
                     return word;
                 }
-                continue; // taken over just now: look at it again
+                if !is_same {
+                    continue; // taken over just now: look at it again
+                }
             }
             if seen == 0 {
                 return 0; // the writer keeps one slot empty
@@ -112,9 +126,9 @@ impl Table {
     /// Loads the homes of some names side by side, so that what is done to them next finds them near. There
     /// is no prefetch in safe Rust; loads that do not wait for each other come to the same.
     #[inline(always)]
-    pub fn touch(&self, names: &[u64]) {
+    pub fn touch(&self, names: impl Iterator<Item = u64>) {
         let load = |name| self.slots[self.home(real(name))].name.load(Relaxed);
-        std::hint::black_box(names.iter().fold(0, |sum, &name| sum ^ load(name)));
+        std::hint::black_box(names.fold(0, |sum, name| sum ^ load(name)));
     }
 
     /// Runs with the place and the home of each name, some names at a time whose slots were loaded before.
@@ -142,7 +156,7 @@ impl Table {
         })
     }
 
-    /// Fills a slot that is empty or dead.
+    /// Gives a slot whose word is 0 to a name.
     #[inline(always)]
     pub fn fill(&self, at: usize, name: u64, word: u64) {
         let slot = &self.slots[at];

@@ -10,7 +10,7 @@ use base::Tier;
 use super::matches::Matches;
 use super::table::Table;
 
-const FIRST_STEP: usize = 8;
+const FIRST_STEP: usize = 16;
 /// Names whose slots are loaded side by side by a linear walk.
 const ABREAST: usize = 8;
 
@@ -23,11 +23,28 @@ pub(super) struct Walk<'a> {
     pub into: &'a mut Matches,
 }
 
+/// Where a jump lands, each farther than the one before, up to the last name.
+fn steps(last: usize) -> impl Iterator<Item = usize> {
+    let (mut at, mut step) = (0, FIRST_STEP);
+    std::iter::from_fn(move || {
+        let next = (at + step).min(last);
+        (next > at).then(|| {
+            (at, step) = (next, step * 2);
+            at
+        })
+    })
+}
+
 impl Walk<'_> {
     /// `linear` are the seats that did not promise anything.
     #[inline]
     pub fn run(&mut self, linear: u64) {
-        let Some(holders) = self.holders(0) else { return };
+        if self.names.is_empty() {
+            return;
+        }
+        // All steps side by side: one wait instead of one for each.
+        self.table.touch(std::iter::once(0).chain(steps(self.names.len() - 1)).map(|at| self.names[at]));
+        let holders = self.table.get(self.names[0]) & self.seats;
         if holders & !linear != 0 {
             self.gallop(holders & !linear);
         }
@@ -36,17 +53,11 @@ impl Walk<'_> {
         }
     }
 
-    fn holders(&self, at: usize) -> Option<u64> {
-        let holders = self.table.get(*self.names.get(at)?) & self.seats;
-        (holders != 0).then_some(holders)
-    }
-
     /// All of `alive` hold the first name.
     #[inline]
     fn gallop(&mut self, mut alive: u64) {
-        let (mut low, mut step, last) = (0, FIRST_STEP, self.names.len() - 1);
-        while low < last {
-            let high = (low + step).min(last);
+        let mut low = 0;
+        for high in steps(self.names.len() - 1) {
             let still = self.table.get(self.names[high]) & alive;
             if still != alive {
                 self.narrow(low, high, alive & !still);
@@ -54,9 +65,9 @@ impl Walk<'_> {
             if still == 0 {
                 return;
             }
-            (alive, low, step) = (still, high, step * 2);
+            (alive, low) = (still, high);
         }
-        self.end(alive, last);
+        self.end(alive, low);
     }
 
     /// All of `set` hold the name at `low`, none of them the one at `high`. Quarters instead of halves: three
@@ -64,6 +75,7 @@ impl Walk<'_> {
     fn narrow(&mut self, mut low: usize, mut high: usize, mut set: u64) {
         while high - low > 1 {
             let cuts = [1, 2, 3].map(|quarter| low + (high - low) * quarter / 4);
+            self.table.touch(cuts.iter().map(|&cut| self.names[cut]));
             let words = cuts.map(|cut| self.table.get(self.names[cut]));
             let (mut from, mut left) = (low, set);
             let bounds = cuts.into_iter().zip(words).chain([(high, 0)]);
@@ -85,7 +97,7 @@ impl Walk<'_> {
     /// All of `alive` hold the first name.
     fn linear(&mut self, mut alive: u64) {
         for (chunk, names) in self.names.chunks(ABREAST).enumerate() {
-            self.table.touch(names);
+            self.table.touch(names.iter().copied());
             for (offset, &name) in names.iter().enumerate() {
                 let still = self.table.get(name) & alive;
                 if still != alive {

@@ -1,10 +1,8 @@
-//! The one that changes a table: how full it is, when a larger one takes its place, and what is left of
-//! names that were removed.
+//! The one that changes a table: how full it is and when a larger or smaller one takes its place.
 //!
-//! A table is rebuilt to a load of `FRESH` when occupied slots (names and dead slots) pass `MOST`, and when
-//! names have become few; one rule is growth, cleaning and shrinking. The old table stays whole for its
-//! readers. Where the budget refuses the new one, the old one is filled up to `BRIM`, beyond which a name that
-//! finds no dead slot on its way is refused.
+//! A table is rebuilt to a load of `FRESH` when it passes `MOST`, and when names have become few. The old table
+//! stays whole for its readers. Where the budget refuses the new one, the old one is filled up to `BRIM`, beyond
+//! which new names are refused.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -12,10 +10,10 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use super::budget::{Budget, Full};
 use super::table::{Table, real};
 
-/// Names per slot after a rebuild, and occupied slots per slot at which it happens, in hundredths. Fuller is
-/// slower, emptier is larger: a name costs from 16 / 0.64 to 16 / 0.45 bytes.
+/// Names per slot after a rebuild, and at most, in hundredths. Fuller is slower, emptier is larger: a name costs
+/// from 16 / 0.65 to 16 / 0.45 bytes.
 const FRESH: usize = 45;
-const MOST: usize = 64;
+const MOST: usize = 65;
 const BRIM: usize = 94;
 /// Below this load of names a table is rebuilt smaller.
 const FEW: usize = 12;
@@ -26,7 +24,6 @@ pub(super) const CHUNK: usize = 128;
 pub(super) struct Writer {
     table: Arc<Table>,
     live: usize,
-    dead: usize,
 }
 
 /// The table is full to the brim and may not grow.
@@ -35,7 +32,7 @@ pub(super) struct NoRoom;
 
 impl Writer {
     pub fn new(budget: &Arc<Budget>) -> Result<Self, Full> {
-        Ok(Self { table: Arc::new(Table::new(SLOTS_MIN, budget)?), live: 0, dead: 0 })
+        Ok(Self { table: Arc::new(Table::new(SLOTS_MIN, budget)?), live: 0 })
     }
 
     pub fn table(&self) -> &Arc<Table> {
@@ -51,8 +48,7 @@ impl Writer {
     /// of the budget is no failure yet.
     #[inline]
     pub fn make_room(&mut self, names: usize, budget: &Arc<Budget>) -> bool {
-        let occupied = self.live + self.dead + names;
-        occupied * 100 > self.table.slots().len() * MOST && self.rebuild(names, budget).is_ok()
+        (self.live + names) * 100 > self.table.slots().len() * MOST && self.rebuild(names, budget).is_ok()
     }
 
     /// After names were removed: whether there is a new table.
@@ -72,7 +68,6 @@ impl Writer {
             fresh.fill(at, name, word);
         }
         self.table = Arc::new(fresh);
-        self.dead = 0;
         Ok(())
     }
 
@@ -114,40 +109,26 @@ impl Writer {
     ) -> Result<u64, NoRoom> {
         let name = real(name);
         let slots = table.slots();
-        let (mut at, mut free) = (home, None);
+        let mut at = home;
         loop {
             let slot = &slots[at];
             let seen = slot.name.load(Relaxed);
+            if seen == name {
+                let word = slot.word.load(Relaxed);
+                slot.word.store(to(word), Release);
+                return Ok(word);
+            }
             if seen == 0 {
                 break;
             }
-            let word = slot.word.load(Relaxed);
-            if seen == name {
-                if word != 0 {
-                    slot.word.store(to(word), Release);
-                    return Ok(word);
-                }
-                free = Some(at); // its own dead slot: a name stands in one slot only
-                break;
-            }
-            if word == 0 && free.is_none() {
-                free = Some(at);
-            }
             at = table.after(at);
         }
-        match free {
-            Some(_) => self.dead -= 1,
-            None if self.at_brim() => return Err(NoRoom),
-            None => (),
+        if self.live * 100 >= slots.len() * BRIM || self.live + 1 >= slots.len() {
+            return Err(NoRoom);
         }
         self.live += 1;
-        table.fill(free.unwrap_or(at), name, to(0));
+        table.fill(at, name, to(0));
         Ok(0)
-    }
-
-    fn at_brim(&self) -> bool {
-        let slots = self.table.slots().len();
-        (self.live + self.dead + 1) * 100 > slots * BRIM || self.live + self.dead + 1 >= slots
     }
 
     /// Takes bits from each name's word and says what it was.
@@ -181,42 +162,48 @@ impl Writer {
         if word & bits != 0 {
             slots[at].word.store(word & !bits, Release);
             if word & !bits == 0 {
-                self.bury(table, at);
+                self.close(table, at);
             }
         }
         word
     }
 
-    /// A slot's word has become 0: it is dead, or empty if nothing follows it, and then so are dead ones
-    /// before it.
+    /// A slot's word has become 0: names that follow move up, as far as their homes allow, so that no search ends
+    /// before its name.
     #[inline(always)]
-    fn bury(&mut self, table: &Table, at: usize) {
+    fn close(&mut self, table: &Table, hole: usize) {
         let slots = table.slots();
         self.live -= 1;
-        self.dead += 1;
-        if slots[table.after(at)].name.load(Relaxed) != 0 {
-            return;
+        let (mut hole, mut at) = (hole, hole);
+        loop {
+            at = table.after(at);
+            let name = slots[at].name.load(Relaxed);
+            if name == 0 {
+                break;
+            }
+            if table.distance(table.home(name), at) >= table.distance(hole, at) {
+                table.fill(hole, name, slots[at].word.load(Relaxed));
+                hole = at;
+                slots[hole].word.store(0, Release);
+            }
         }
-        let mut at = at;
-        while slots[at].name.load(Relaxed) != 0 && slots[at].word.load(Relaxed) == 0 {
-            slots[at].name.store(0, Release);
-            self.dead -= 1;
-            at = table.before(at);
-        }
+        slots[hole].name.store(0, Release);
     }
 
     /// Takes bits from every word that `wanted` says yes to; calls `gone` with each name that had any.
     pub fn sweep(&mut self, bits: u64, wanted: impl Fn(u64) -> bool, mut gone: impl FnMut(u64)) {
         let table = self.table.clone();
-        // Backwards, so that what follows a slot has become empty before it.
-        for (at, slot) in table.slots().iter().enumerate().rev() {
-            let (name, word) = (slot.name.load(Relaxed), slot.word.load(Relaxed));
+        for slot in table.slots() {
+            let word = slot.word.load(Relaxed);
             if word & bits != 0 && wanted(word) {
                 slot.word.store(word & !bits, Release);
-                if word & !bits == 0 {
-                    self.bury(&table, at);
-                }
-                gone(name);
+                gone(slot.name.load(Relaxed));
+            }
+        }
+        // Closing a slot may bring the next such name into it.
+        for (at, slot) in table.slots().iter().enumerate() {
+            while slot.name.load(Relaxed) != 0 && slot.word.load(Relaxed) == 0 {
+                self.close(&table, at);
             }
         }
     }
@@ -226,9 +213,8 @@ impl Writer {
         let slots = self.table.slots();
         let occupied = slots.iter().filter(|slot| slot.name.load(Relaxed) != 0).count();
         let live = self.table.iter().count();
-        let expected = (self.live, self.live + self.dead);
-        if (live, occupied) != expected {
-            return Err(format!("{live} names in {occupied} slots, {expected:?} counted"));
+        if (live, occupied) != (self.live, self.live) {
+            return Err(format!("{live} names in {occupied} slots, {} counted", self.live));
         }
         if occupied >= slots.len() {
             return Err(format!("all {} slots are occupied", slots.len()));
