@@ -106,7 +106,8 @@ impl Told<'_> {
 #[cfg(test)]
 mod tests {
     use crate::files::ModelFiles;
-    use crate::text::{AddSpecials, ChatPrompt, Text, Turn};
+    use crate::template::{ChatPrompt, Turn};
+    use crate::text::{AddSpecials, Text};
 
     /// Who was handed the files tokenizes as who served them.
     #[test]

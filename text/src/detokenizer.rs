@@ -187,6 +187,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::assets::Assets;
+    use crate::files::ModelFiles;
     use crate::text::{GenerationDefaults, Parts};
     use crate::vocabulary::char_of_byte;
 
@@ -212,6 +214,7 @@ mod tests {
             bos: None,
             add_bos: None,
             vocab: None,
+            assets: Assets::read(&ModelFiles::Embedded(&[])).unwrap(),
         };
         Arc::new(Text::check(parts).unwrap())
     }

@@ -50,7 +50,11 @@ pub struct Sniffed<'a> {
 
 impl<'a> Sniffed<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(body)
+        match body.trim_ascii_start().first() {
+            Some(b'{') | None => serde_json::from_slice(body),
+            // A list would pass for an object without fields.
+            Some(_) => Err(serde::de::Error::custom("it does not begin with {")),
+        }
     }
 
     /// The model by name; `None` where there is none, or something that is no name.
