@@ -21,9 +21,9 @@ Examples:
   quire replay --policy kv-aware,round-robin --svg policies.svg
   quire replay --json | jq '.rows[] | {policy, ttft_ms}'
 
-A trace is JSON lines as Mooncake published them (timestamp, input_length, output_length, hash_ids), CSV as Azure
-published it, or requests recorded by a router. Replicas are simulated after data sheets (an 8B model on one H200):
-compare policies by it, do not size a fleet.";
+A trace is JSON lines as Mooncake published them (timestamp, input_length, output_length, hash_ids),
+CSV as Azure published it, or JSON lines of recorded requests. Replicas are simulated after data
+sheets (an 8B model on one H200): compare policies by it, do not size a fleet.";
 
 /// As typed.
 #[derive(Clone, Debug, clap::Args)]

@@ -22,12 +22,13 @@ use crate::version;
 pub const EXAMPLES: &str = "\
 Examples:
   quire route http://127.0.0.1:8001 http://127.0.0.1:8002
-  quire route 10.0.0.7:8000 10.0.0.8:8000 --host 0.0.0.0 --api-key-file /run/secrets/keys --replica-key KEY
+  quire route 10.0.0.7:8000 10.0.0.8:8000 --host 0.0.0.0 --api-key-file /run/secrets/keys
   curl -s http://127.0.0.1:8080/debug/replicas
 
-Clients point their OpenAI or Anthropic base URL here. `x-quire-class` (interactive, standard, batch) and
-`x-quire-deadline-ms` say how a request is to be served; `x-quire-overflow` on a refusal says that another
-place may have room. POST /debug/route with a request's body answers where it would go, and why.
+Clients point their OpenAI or Anthropic base URL here. `x-quire-class` (interactive, standard,
+batch) and `x-quire-deadline-ms` say how a request is to be served; `x-quire-overflow` on a refusal
+says that another place may have room. POST /debug/route with a request's body answers where it
+would go, and why.
 
 Shutdown: the first SIGTERM or SIGINT refuses new requests and lets running ones finish
 (--shutdown-timeout); the second stops now.";

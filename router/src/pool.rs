@@ -190,6 +190,10 @@ impl Pool {
 
     fn offer(&self, request: Request) -> Result<(Ticket, Option<oneshot::Receiver<Outcome>>), Refusal> {
         let mut counter = self.desk();
+        // With nobody to serve it, waiting would only hide that.
+        if counter.desk.ready().is_empty() {
+            return Err(Refusal::new(Reason::NoReplica, "no replica is ready"));
+        }
         let (ticket, verdict) = counter.desk.offer(request, self.clock.now());
         match verdict {
             Verdict::Admitted => Ok((ticket, None)),

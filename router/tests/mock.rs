@@ -150,6 +150,8 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Answer {
     match path.as_str() {
         "/health" if state.is_healthy.load(Ordering::SeqCst) => return Ok(whole(StatusCode::OK, "")),
         "/health" => return Ok(whole(StatusCode::SERVICE_UNAVAILABLE, "")),
+        // As engines of another make answer: they tell no port for events.
+        "/version" => return Ok(whole(StatusCode::OK, r#"{"version":"mock"}"#)),
         "/v1/models" => {
             let names: Vec<String> =
                 state.models.lock().unwrap().iter().map(|m| format!(r#"{{"id":"{m}"}}"#)).collect();

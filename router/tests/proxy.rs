@@ -306,6 +306,19 @@ async fn a_replica_that_says_nothing_is_given_up_at_the_timeout() {
 }
 
 #[tokio::test]
+async fn a_stream_that_stands_still_is_cut_at_the_timeout_and_says_so() {
+    let mock = Mock::start(Script::Stream).await;
+    let config = Config { request_timeout: Duration::from_millis(300), ..Config::default() };
+    let under = Under::with(&[&mock], config).await;
+    let mut stream = under.open(request(Method::POST, "/v1/completions", &chat("x"))).await.into_body();
+    mock.say(Some("one"));
+    soon(stream.frame()).await.unwrap().unwrap();
+    let last = soon(stream.collect()).await.unwrap().to_bytes();
+    assert!(std::str::from_utf8(&last).unwrap().contains("\"replica_timeout\""), "{last:?}");
+    under.is_idle().await;
+}
+
+#[tokio::test]
 async fn with_keys_of_its_own_the_router_decides_and_shows_replicas_its_own() {
     let mock = Mock::start(FINE).await;
     let config = Config {

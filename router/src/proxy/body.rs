@@ -2,16 +2,19 @@
 //!
 //! Frames are neither copied, cut nor gathered. On the way the router looks at two things: the first frame,
 //! which means that the prompt has been computed, and how many events have passed, which is how many tokens the
-//! sequence has grown by. Whatever way the stream ends, its [`Placement`] hears of it: read to its end, failed,
+//! sequence has grown by. A stream that stands still beyond the request's time is cut. Whatever way the stream ends, its [`Placement`] hears of it: read to its end, failed,
 //! or dropped because the client has gone, which also drops the replica's connection and so cancels there.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
+use tokio::time::Sleep;
 
 use crate::placement::{Ending, Placement};
 use crate::proxy::refusal::{Reason, Refusal};
@@ -62,6 +65,8 @@ pub struct Watched {
     placement: Option<Placement>,
     /// `Some` where the answer is a stream of events, which can say that it was cut.
     events: Option<Face>,
+    /// The end of the request's time.
+    limit: Pin<Box<Sleep>>,
     unreported: u32,
 }
 
@@ -74,9 +79,11 @@ impl Watched {
         connection: SendRequest<Full<Bytes>>,
         placement: Placement,
         events: Option<Face>,
+        limit: Duration,
     ) -> Self {
-        let connection = Some(connection);
-        let mut watched = Self { body, connection, placement: Some(placement), events, unreported: 0 };
+        let (connection, placement) = (Some(connection), Some(placement));
+        let limit = Box::pin(tokio::time::sleep(limit));
+        let mut watched = Self { body, connection, placement, events, limit, unreported: 0 };
         if watched.body.is_end_stream() {
             watched.end(Ending::Completed);
         }
@@ -98,7 +105,10 @@ impl Watched {
             return self.cut(Ending::ReplicaLost);
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => match self.limit.as_mut().poll(cx) {
+                Poll::Ready(()) => self.cut(Ending::TimedOut),
+                Poll::Pending => Poll::Pending,
+            },
             Poll::Ready(Some(Ok(frame))) => {
                 self.passed(frame.data_ref());
                 Poll::Ready(Some(Ok(frame)))
@@ -137,8 +147,18 @@ impl Watched {
             self.placement.as_ref().map(|placement| placement.replica().upstream.address().to_string());
         self.end(ending);
         let Some(face) = self.events else { return Poll::Ready(Some(Err(Cut))) };
-        let message = format!("the replica {} ended in the midst of the answer", seat.unwrap_or_default());
-        let event = Refusal::new(Reason::ReplicaFailed, message).event(face);
+        let seat = seat.unwrap_or_default();
+        let refusal = match ending {
+            Ending::TimedOut => {
+                let message = format!("the time of the request was over before {seat} had answered");
+                Refusal::new(Reason::ReplicaTimeout, message)
+            }
+            _ => {
+                let message = format!("the replica {seat} ended in the midst of the answer");
+                Refusal::new(Reason::ReplicaFailed, message)
+            }
+        };
+        let event = refusal.event(face);
         Poll::Ready(Some(Ok(Frame::data(event))))
     }
 }

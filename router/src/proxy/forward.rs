@@ -350,7 +350,8 @@ async fn pass_on(
     }
     if !is_short {
         let events = is_events.then_some(face);
-        let stream = Watched::new(body, connection, placement, events);
+        let limit = placement.deadline().since(out.router.clock.now());
+        let stream = Watched::new(body, connection, placement, events, limit);
         return Ok(Response::from_parts(head, AnswerBody::Stream(Box::new(stream))));
     }
     let limit = placement.deadline().since(out.router.clock.now());
