@@ -16,7 +16,6 @@ pub mod book;
 pub mod breaker;
 pub mod decide;
 pub mod desk;
-pub mod drain;
 pub mod events;
 pub mod fleet;
 pub mod follow;

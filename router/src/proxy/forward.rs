@@ -273,7 +273,7 @@ async fn send(
     face: Face,
 ) -> Result<Response<AnswerBody>, Refusal> {
     loop {
-        let miss = match attempt(&out, &mut placement, face).await {
+        let miss = match attempt(&out, &mut placement).await {
             Ok(reply) => match pass_on(&out, reply, placement, face).await {
                 Ok(response) => return Ok(response),
                 Err((back, miss)) => {
@@ -300,7 +300,7 @@ async fn send(
 }
 
 /// Sends once and waits for the head of the answer.
-async fn attempt(out: &Outgoing<'_>, placement: &mut Placement, _face: Face) -> Result<Reply, Miss> {
+async fn attempt(out: &Outgoing<'_>, placement: &mut Placement) -> Result<Reply, Miss> {
     let replica = Arc::clone(placement.replica());
     let name = replica.upstream.address().to_string();
     let failed = |answer, ending, reason, why: String| {
