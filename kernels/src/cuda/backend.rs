@@ -12,7 +12,7 @@ use super::attention::{Attention, Extent};
 use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, Swizzle, TensorMapSpec};
 use super::linear_plan::{self, LinearBoxes, LinearFamily};
 use super::memory::Buffer;
-use super::pages::DevicePages;
+use super::pages::{self, DevicePages};
 use super::params::act::SiluMulParams;
 use super::params::linear::{LinearOutput, LinearParams, LinearSm90Params};
 use super::params::norm::{AddRmsNormParams, RmsNormParams};
@@ -23,10 +23,11 @@ use super::replay::{Course, ROWS_MAX, Recordings, bucket};
 use super::rope::Angles;
 use super::sampling::Sampler;
 use super::step::{Live, StepArrays};
-use super::weights::{Linear, Vector};
+use super::weights::{self, Linear, Vector};
 use crate::{
-    AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, LinearId,
-    Precision, Replay, RopeId, RopeStore, RopeTable, SampleRow, Sampled, StepLimits, VectorId, WeightForm,
+    AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, KvType,
+    LinearId, Precision, Replay, RopeId, RopeStore, RopeTable, SampleRow, Sampled, StepLimits, VectorId,
+    WeightForm,
 };
 
 /// Left to what is allocated beside weights and pages: attention's states, drawing, lists, recordings.
@@ -149,7 +150,9 @@ impl CudaBackend {
     /// A product by the library; false if it has to be done here.
     fn library(&self, x: BufferId, weight: &Linear, bias: Option<Vector>, out: BufferId, rows: u32) -> bool {
         let out = self.buffer_of(out);
+        // The library multiplies e4m3 by e4m3 only, and activations of 8 bits show in the logits.
         self.options.determinism == Determinism::Fast
+            && !weight.is_e4m3()
             && self.driver.gemm(&Gemm {
                 x: self.buffer_of(x).at,
                 w: weight.at,
@@ -169,7 +172,11 @@ impl CudaBackend {
     /// A product by our kernels. One family for all row counts of a device: that is what keeps the bits.
     fn product(&self, x: &Buffer, weight: &Linear, out: LinearOutput, rows_live: DevicePtr, rows: u32) {
         let device = self.driver.device();
-        let family = if device.arch.is_hopper() { LinearFamily::Wgmma } else { LinearFamily::Mma };
+        let family = match (weight.is_e4m3(), device.arch.is_hopper()) {
+            (true, _) => LinearFamily::Fp8,
+            (false, true) => LinearFamily::Wgmma,
+            (false, false) => LinearFamily::Mma,
+        };
         let plan = linear_plan::plan(family, rows, out.n, weight.k as u32, device.sms);
         let launch = |params: &[u8]| {
             let (kernel, grid, block, smem) = (plan.kernel, plan.grid, plan.block, plan.smem);
@@ -180,7 +187,7 @@ impl CudaBackend {
             None => launch(bytemuck::bytes_of(&LinearParams {
                 x: at,
                 w: weight.at,
-                scale: DevicePtr::NULL,
+                scale: weight.scales,
                 rows_live,
                 out,
                 k,
@@ -217,6 +224,14 @@ impl Backend for CudaBackend {
             (false, Determinism::Strict) => "mma strict",
         };
         BackendInfo { name: "cuda", isa, threads: device.sms as usize }
+    }
+
+    fn check_form(&self, form: WeightForm) -> Result<(), KernelError> {
+        weights::check_form(form)
+    }
+
+    fn check_kv(&self, kind: KvType, head_dim: usize) -> Result<(), KernelError> {
+        pages::check_kind(kind, head_dim)
     }
 
     fn linear_weight(&mut self, parts: &[HostTensor<'_>], form: WeightForm) -> Result<LinearId, KernelError> {
@@ -346,7 +361,7 @@ impl Backend for CudaBackend {
         buffer.resize(rows);
         *live = Live::Rows;
         let (table, out) = (&self.linears[table.0], self.buffer_of(out));
-        assert_eq!(table.k, out.cols);
+        assert!(table.k == out.cols && !table.is_e4m3(), "a table is bf16 rows of the buffer's width");
         let params = EmbedParams {
             table: table.at,
             tokens: self.step().tokens.at(),
@@ -445,7 +460,11 @@ impl Backend for CudaBackend {
             eps: spec.eps,
             pad: 0,
         };
-        self.launch(&params.launch(self.grid_rows(buffer.rows)));
+        let rows = self.grid_rows(buffer.rows);
+        match self.pages().shape().kind {
+            KvType::E4m3 => self.launch(&params.launch_e4m3(rows)),
+            _ => self.launch(&params.launch(rows)),
+        }
     }
 
     fn attend(&mut self, qkv: BufferId, layer: usize, shape: &AttentionShape, out: BufferId) {

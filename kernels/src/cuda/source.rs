@@ -40,7 +40,9 @@ macro_rules! header {
 /// Every `.cu` of the folder.
 pub const UNITS: &[Unit] = &[
     unit!("act"),
+    unit!("attend_e4m3_sm90", hopper only),
     unit!("attend_mma"),
+    unit!("attend_mma_e4m3"),
     unit!("attend_sm90", hopper only),
     unit!("conformance"),
     unit!("conformance_sm90", hopper only),
@@ -59,6 +61,8 @@ pub const UNITS: &[Unit] = &[
 
 const HEADERS: &[(&str, &str)] = &[
     header!("attend.cuh"),
+    header!("attend_mma.cuh"),
+    header!("attend_sm90.cuh"),
     header!("conformance.cuh"),
     header!("hopper.cuh"),
     header!("linear.cuh"),

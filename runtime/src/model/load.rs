@@ -24,7 +24,7 @@ pub enum WeightChoice {
     #[default]
     AsStored,
     /// Every linear layer in this form; with [`WeightForm::Q8`] and [`WeightForm::Q4`] the embedding
-    /// and the output projection are held as Q8.
+    /// and the output projection are held as Q8, with [`WeightForm::E4m3`] as bf16.
     As(WeightForm),
 }
 
@@ -140,6 +140,12 @@ pub fn load_from(
     progress: &mut dyn Progress,
 ) -> Result<Loaded, ModelError> {
     let positions = positions(&description, options)?;
+    if let WeightChoice::As(form) = options.weights {
+        backend.check_form(form)?;
+    }
+    if let KvChoice::As(kind) = options.kv {
+        backend.check_kv(kind, description.head_dim)?;
+    }
     let expected = names::expected(&description);
     let total = weights::check(source, &expected)?;
     refuse_too_large(source, &expected, options, room(&*backend))?;
@@ -227,7 +233,7 @@ fn refuse_too_large(
     for e in expected {
         needed += match options.weights {
             WeightChoice::AsStored => source.info(e)?.map_or(0, |i| i.bytes),
-            WeightChoice::As(form) => e.elements() * bits_per_weight(form) / 8,
+            WeightChoice::As(form) => e.elements() * bits_per_weight(held_as(form, role_of(e))) / 8,
         };
     }
     match needed > available.0 {
@@ -243,6 +249,8 @@ fn bits_per_weight(form: WeightForm) -> u64 {
         WeightForm::F16 | WeightForm::Bf16 => 16,
         WeightForm::Q8 => 9,
         WeightForm::Q4 => 5,
+        // The scale of a channel is spread over thousands.
+        WeightForm::E4m3 => 8,
     }
 }
 
@@ -251,6 +259,20 @@ fn bits_per_weight(form: WeightForm) -> u64 {
 enum Role {
     Layer,
     Table,
+}
+
+fn role_of(expected: &Expected) -> Role {
+    let is_table = expected.name == names::EMBEDDING || expected.name == names::HEAD;
+    if is_table { Role::Table } else { Role::Layer }
+}
+
+/// How a weight is held where `form` was asked for.
+fn held_as(form: WeightForm, role: Role) -> WeightForm {
+    match (form, role) {
+        (WeightForm::Q4, Role::Table) => WeightForm::Q8,
+        (WeightForm::E4m3, Role::Table) => WeightForm::Bf16,
+        _ => form,
+    }
 }
 
 /// Packs tensors one projection at a time.
@@ -344,10 +366,9 @@ impl Packing<'_> {
         let source = self.source;
         let tensors = parts.iter().map(|e| source.read(e)).collect::<Result<Vec<_>, _>>()?;
         let stored = tensors.iter().map(|t| t.form).reduce(wider).unwrap_or(WeightForm::F32);
-        let form = match (self.choice, role) {
-            (WeightChoice::AsStored, _) => stored,
-            (WeightChoice::As(WeightForm::Q4), Role::Table) => WeightForm::Q8,
-            (WeightChoice::As(form), _) => form,
+        let form = match self.choice {
+            WeightChoice::AsStored => stored,
+            WeightChoice::As(form) => held_as(form, role),
         };
         self.exact &= form == WeightForm::F32;
         let hosts = tensors.iter().map(Tensor::host).collect::<Result<Vec<_>, _>>()?;
@@ -383,7 +404,7 @@ fn vector(name: String, len: usize) -> Expected {
 fn wider(a: WeightForm, b: WeightForm) -> WeightForm {
     let rank = |f| match f {
         WeightForm::Q4 => 0,
-        WeightForm::Q8 => 1,
+        WeightForm::Q8 | WeightForm::E4m3 => 1,
         WeightForm::F16 | WeightForm::Bf16 => 2,
         WeightForm::F32 => 3,
     };
