@@ -104,7 +104,9 @@ fn sm90_over_e4m3_is_right_on_random_steps() {
     random_steps(|case| Family::Sm90E4m3(width(case)), &[64, 64, 128], cases(200), 6);
 }
 
-/// What 8 bits cost, against keys and values in bf16; printed for the record. Rows of unit size, as after a norm.
+/// What 8 bits cost, against keys and values in bf16; printed for the record. Keys reach twice unit size and values
+/// sixteen times, so that scores spread more than a norm would let them. Measured: 0.043 on average, 0.094 at worst; the
+/// same roundings in plain arithmetic, without a kernel, give 0.03 to 0.06 and 0.14. The limits leave half as much again.
 #[test]
 fn pages_of_e4m3_cost_a_few_percent() {
     let (mut worst, mut sum, n) = (0.0f64, 0.0, cases(40));
@@ -117,11 +119,9 @@ fn pages_of_e4m3_cost_a_few_percent() {
         let error = relative_error(&out, &scene.reference_before_rounding(&runs));
         (worst, sum) = (worst.max(error), sum + error);
     }
-    println!(
-        "e4m3 pages against f64 over bf16 values: {:.4} on average, {worst:.4} at worst",
-        sum / n as f64
-    );
-    assert!(worst < 0.08, "{worst}");
+    let mean = sum / n as f64;
+    println!("e4m3 pages against f64 over bf16 values: {mean:.4} on average, {worst:.4} at worst");
+    assert!(worst < 0.14 && mean < 0.065, "{mean} on average, {worst} at worst");
 }
 
 #[test]
