@@ -174,7 +174,9 @@ fn logits(case: &Case, form: WeightForm, kv: KvChoice, backend: Box<dyn Backend>
 }
 
 /// What 8 bits cost, against bf16 on the same device; printed for the record. The weights of these models are random,
-/// which is the worst that rounding can meet: no direction matters more than another.
+/// which is the worst that rounding can meet: no direction matters more than another. Measured, of the largest logit: weights
+/// 0.033 to 0.109, pages 0.021 to 0.060; mean |Δ logprob| 0.04 to 0.06 and 0.02 to 0.04, with tied embeddings, whose logits
+/// are larger, 0.42 and 0.22 at most. The limits leave half as much again.
 #[test]
 fn logits_with_8_bits_stay_near_bf16() {
     for case in Case::all().into_iter().filter(|case| case.tokens <= 100) {
@@ -185,13 +187,15 @@ fn logits_with_8_bits_stay_near_bf16() {
             "{:24} fp8 weights: mean |Δ logprob| {:.4}, max {:.4} of scale; fp8 KV: {:.4}, {:.4}",
             case.name, weights.logprob_mean, weights.relative_max, pages.logprob_mean, pages.relative_max
         );
-        assert!(weights.relative_max <= 0.25, "{}: weights {weights:?}", case.name);
-        assert!(pages.relative_max <= 0.25, "{}: pages {pages:?}", case.name);
+        assert!(weights.relative_max <= 0.165, "{}: weights {weights:?}", case.name);
+        assert!(pages.relative_max <= 0.09, "{}: pages {pages:?}", case.name);
+        assert!(weights.logprob_mean <= 0.63 && pages.logprob_mean <= 0.33, "{}", case.name);
         assert!(pages.logprob_mean > 0.0 && weights.logprob_mean > 0.0, "something was rounded");
     }
 }
 
-/// The same weights and pages in f64: what is left is what bf16 leaves.
+/// The same weights in f64: what is left is what bf16 leaves. Measured: 0.0045 to 0.0078 of the largest logit, 0.9 to 1.1
+/// times what bf16 weights leave.
 #[test]
 fn logits_with_8_bits_are_those_of_exact_arithmetic_on_the_same_8_bits() {
     for name in ["llama-gqa-tied", "qwen3-gqa", "phi3-window"] {
@@ -208,7 +212,7 @@ fn logits_with_8_bits_are_those_of_exact_arithmetic_on_the_same_8_bits() {
                 "{name:16} {:.5} of scale from exact, bf16 {:.5}",
                 error.relative_max, floor.relative_max
             );
-            assert!(error.relative_max <= 3.0 * floor.relative_max, "{name}: {error:?}, floor {floor:?}");
+            assert!(error.relative_max <= 1.6 * floor.relative_max, "{name}: {error:?}, floor {floor:?}");
         }
     }
 }
