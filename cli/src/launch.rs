@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use base::{Clock, NamespaceKey};
 use clap::{CommandFactory, FromArgMatches};
-use kernels::{KvType, WeightForm};
+use kernels::{KernelError, KvType, WeightForm};
 use runtime::api::{App, ServerConfig, TenantKeys, os_entropy};
 use runtime::engine::{Engine, StartError};
 use runtime::events::{EventHub, EventServer, EventsConfig, Snapshots};
@@ -285,6 +285,7 @@ impl Launch {
         let weights = match (self.model.quantize, self.model.dtype) {
             (Quantize::Q8, _) => WeightChoice::As(WeightForm::Q8),
             (Quantize::Q4, _) => WeightChoice::As(WeightForm::Q4),
+            (Quantize::Fp8, _) => WeightChoice::As(WeightForm::E4m3),
             (Quantize::None, Dtype::Auto) => WeightChoice::AsStored,
             (Quantize::None, Dtype::Bfloat16) => WeightChoice::As(WeightForm::Bf16),
             (Quantize::None, Dtype::Float16) => WeightChoice::As(WeightForm::F16),
@@ -300,6 +301,7 @@ impl Launch {
                 KvDtype::Auto => KvChoice::Auto,
                 KvDtype::Bfloat16 => KvChoice::As(KvType::Bf16),
                 KvDtype::Float32 => KvChoice::As(KvType::F32),
+                KvDtype::Fp8 => KvChoice::As(KvType::E4m3),
             },
             positions_max: self.model.max_model_len,
             page_tokens: self.cache.page_tokens,
@@ -393,13 +395,19 @@ fn refused(error: &ModelError) -> Failure {
     let failure = Failure::new(Exit::Model, error.to_string());
     match error {
         ModelError::Memory { .. } => {
-            failure.hint("less: --quantize q8 or q4, --max-model-len, --max-num-batched-tokens, --kv-memory")
+            failure.hint("less: --quantize, --max-model-len, --max-num-batched-tokens, --kv-memory")
         }
         ModelError::Device { .. } => {
             failure.hint("nothing was taken of the GPU; --executor cpu works without it")
         }
         ModelError::Damaged { .. } | ModelError::ShardMissing { .. } | ModelError::TensorMissing { .. } => {
             failure.hint("fetch the model's files again")
+        }
+        ModelError::Kernel(KernelError::Form { backend: "cpu", .. }) => {
+            failure.hint("fp8 is for GPUs; on a CPU use --quantize q8, and --kv-cache-dtype auto")
+        }
+        ModelError::Kernel(KernelError::Form { .. }) => {
+            failure.hint("on a GPU use --quantize fp8 or none, or serve with --executor cpu")
         }
         _ => failure,
     }

@@ -61,6 +61,12 @@ CUSIM_KERNEL(quire_conform_e4m3_encode)
 CONFORM(e4m3_widen, 256) { conform_seen(p, 1).word(e4m3x2_to_bf16x2(p.in[threadIdx.x])); }
 CUSIM_KERNEL(quire_conform_e4m3_widen)
 
+CONFORM(e4m3_scaled, 256) {
+    const u32 i = (blockIdx.x * 256 + threadIdx.x) * 2;
+    conform_seen(p, 1).word(e4m3x2_scaled(p.in[i], p.in[i + 1]));
+}
+CUSIM_KERNEL(quire_conform_e4m3_scaled)
+
 // ---- memory ------------------------------------------------------------------------------------------------------------
 
 CONFORM(vector_copy, 64) {

@@ -224,16 +224,31 @@ DEVICE e4m3 f32_to_e4m3(float v) {
     return (e4m3)(sign | ((rounded >> 20) - (120u << 3)));
 }
 
-// Bytes 1 and 3 of `v` as two bf16, exactly: the bits at bf16's place are 2^-120 of the value. For weights, which have
-// no NaN: 0x7f becomes 480.
-DEVICE u32 e4m3x2_to_bf16x2(u32 v) {
+// Bytes 1 and 3 of `v` as two bf16, times the bf16 in that half of `scale`: the bits at bf16's place are 2^-120 of the
+// value. Exact for powers of two while the product is no subnormal. There is no NaN: 0x7f becomes 480; a scale of
+// infinity makes all but zeros infinite, and zeros NaN.
+DEVICE u32 e4m3x2_scaled(u32 v, u32 scale) {
     const u32 shrunk = (v & 0x7f007f00u) >> 4 | (v & 0x80008000u);
 #ifdef CUSIM
-    const float2 f = unpack_bf16(shrunk);
-    return pack_bf16(f.x * 0x1p120f, f.y * 0x1p120f);
+    const float2 f = unpack_bf16(shrunk), s = unpack_bf16(scale);
+    return pack_bf16(f.x * s.x, f.y * s.y);
 #else
-    u32 r; // times 2^120, plus -0, which keeps the sign of zero
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(shrunk), "r"(0x7b807b80u), "r"(0x80008000u));
+    u32 r; // plus -0, which keeps the sign of zero
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(shrunk), "r"(scale), "r"(0x80008000u));
     return r;
 #endif
 }
+
+// The same as they are, for weights: times 2^120.
+DEVICE u32 e4m3x2_to_bf16x2(u32 v) { return e4m3x2_scaled(v, 0x7b807b80u); }
+
+// A run of values that share a power of two, by the largest magnitude among them (as f32 bits, which order as
+// magnitudes do, NaN on top). The answer is the exponent field of what widens the run again (e4m3x2_scaled), so that
+// the largest value comes to lie in (224, 448]. 255, infinity, marks a run that is not finite.
+DEVICE u32 e4m3_run_exponent(u32 top) {
+    if (top >= 0x7f800000u) return 255;
+    const u32 field = ((top + 0x1fffffu) >> 23) + 112u; // a significand above 1.75 takes the next power
+    return min(max(field, 147u), 254u);                 // 2^-100 to 2^7: smaller runs lose bits, larger ones saturate
+}
+// What values of such a run are multiplied with before they are rounded.
+DEVICE float e4m3_run_inverse(u32 exponent) { return __uint_as_float((374u - exponent) << 23); }

@@ -28,7 +28,7 @@ struct RopeStoreParams {
     const float* angles;    // [position][cos of each pair | sin of each pair]; null = no rotation
     const float* q_norm;    // [head_dim] or null
     const float* k_norm;    // [head_dim] or null
-    bf16* kv;               // page 0, K of this layer
+    bf16* kv;               // page 0, K of this layer; e4m3 where the kernel says so
     u64 page_stride;        // in values, from page to page
     u64 v_offset;           // from K to V
     u64 head_stride;        // from KV head to KV head
@@ -114,27 +114,56 @@ DEVICE void rotate_any(const RopeStoreParams& p, const Part& part, const float* 
 
 DEVICE bool is_v(const RopeStoreParams& p, u32 head) { return head >= p.heads + p.kv_heads; }
 
-// Which value of the pool a part of k or v begins at: the slot of the row's token.
-DEVICE u64 stored_at(const RopeStoreParams& p, const Part& part, u32 position) {
+// Where the head of a part of k or v begins in the page of the row's token, in values of the pool.
+DEVICE u64 stored_at(const RopeStoreParams& p, const Part& part) {
     u64 base = (u64)p.row_pages[part.row] * p.page_stride + (is_v(p, part.head) ? p.v_offset : 0);
-    u64 head = (u64)((part.head - p.heads) % p.kv_heads) * p.head_stride;
-    return base + head + (u64)(position % p.page_tokens) * p.head_dim + part.dim;
+    return base + (u64)((part.head - p.heads) % p.kv_heads) * p.head_stride;
 }
 
-// How a pool holds k and v.
+// How a pool holds k and v. `pack` is for all lanes of the warp, `put` for live parts; `slot` is the token's in its page.
 struct StoreBf16 {
-    DEVICE void operator()(const RopeStoreParams& p, u64 at, bool, const float (&x)[LANE]) const {
-        st_global16(p.kv + at, narrow(x));
+    struct Packed {
+        uint4 values;
+    };
+    DEVICE Packed pack(const RopeStoreParams&, const float (&x)[LANE]) const { return {narrow(x)}; }
+    DEVICE void put(const RopeStoreParams& p, const Part& part, u32 slot, const Packed& packed) const {
+        st_global16(p.kv + stored_at(p, part) + (u64)slot * p.head_dim + part.dim, packed.values);
     }
 };
 
+// e4m3 with an exponent a token and head: a block of a head is [token][head_dim] bytes, then [token] exponents. Each
+// 16 dims lie as 0 8 1 9 2 10 ... 7 15, so that ldmatrix hands a lane just the bytes of its fragment (attend_mma.cuh).
+// A power of two, because widening then is exact, and of the token alone, because then a page's bytes are too. The
+// rounding of 3 significant bits is the same for any scale, so a finer one would gain nothing.
 struct StoreE4m3 {
-    float k_scale, v_scale;  // multiply what is stored
-    DEVICE void operator()(const RopeStoreParams& p, u64 at, bool v, const float (&x)[LANE]) const {
-        float scale = v ? v_scale : k_scale;
+    struct Packed {
+        uint2 values;
+        u32 exponent;
+    };
+    DEVICE Packed pack(const RopeStoreParams& p, const float (&x)[LANE]) const {
+        u32 top = 0;
+        UNROLL for (u32 i = 0; i < LANE; i++) top = max(top, __float_as_uint(x[i]) & 0x7fffffffu);
+        for (u32 far = p.lanes / 2; far > 0; far /= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, far));
+        const u32 exponent = e4m3_run_exponent(top);
+        const float inverse = e4m3_run_inverse(exponent);
         u32 words[2] = {0, 0};
-        UNROLL for (u32 i = 0; i < LANE; i++) words[i / 4] |= (u32)f32_to_e4m3(mul_rn(x[i], scale)) << i % 4 * 8;
-        *(uint2*)((e4m3*)p.kv + at) = make_uint2(words[0], words[1]);
+        UNROLL for (u32 i = 0; i < LANE; i++) words[i / 4] |= (u32)f32_to_e4m3(mul_rn(x[i], inverse)) << i % 4 * 8;
+        // Lanes 2i and 2i + 1 have a half of 16 dims each; they leave with the halves of them interleaved.
+        const bool second = threadIdx.x % 2 != 0;
+        const u32 mine = words[second ? 1 : 0];
+        const u32 other = __shfl_xor_sync(0xffffffffu, words[second ? 0 : 1], 1);
+        const u32 low = second ? other : mine, high = second ? mine : other;
+        return {make_uint2(zipped(low, high), zipped(low >> 16, high >> 16)), exponent};
+    }
+    DEVICE void put(const RopeStoreParams& p, const Part& part, u32 slot, const Packed& packed) const {
+        e4m3* block = (e4m3*)p.kv + stored_at(p, part);
+        *(uint2*)(block + (u64)slot * p.head_dim + part.dim) = packed.values;
+        if (part.dim == 0) block[(u64)p.page_tokens * p.head_dim + slot] = (e4m3)packed.exponent;
+    }
+
+    // Bytes 0 and 1 of both: a0 b0 a1 b1.
+    static DEVICE u32 zipped(u32 a, u32 b) {
+        return (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
     }
 };
 
@@ -154,9 +183,10 @@ DEVICE void finish(const RopeStoreParams& p, const Part& part, const uint4& raw,
         if (p.pairs % LANE == 0) rotate_lanes(p, turns, row, x);
         else rotate_any(p, turns, row, weight, scale, x);
     }
+    const typename Store::Packed packed = store.pack(p, x);
     if (!part.live) return;
     if (part.head < p.heads) st_global16(head_start(p, part) + part.dim, narrow(x));
-    else store(p, stored_at(p, part, position), is_v(p, part.head), x);
+    else store.put(p, part, position % p.page_tokens, packed);
 }
 
 template <class Store>
@@ -180,13 +210,9 @@ extern "C" __global__ void __launch_bounds__(256) quire_rope_store(const __grid_
 }
 CUSIM_KERNEL(quire_rope_store)
 
-// The same into a pool of 8-bit floats: 2 KB instead of 4 KB written for each row of the shape above.
-struct RopeStoreE4m3Params {
-    RopeStoreParams at;     // kv: e4m3
-    float k_scale, v_scale;
-};
-
-extern "C" __global__ void __launch_bounds__(256) quire_rope_store_e4m3(const __grid_constant__ RopeStoreE4m3Params p) {
-    rope_store(p.at, StoreE4m3{p.k_scale, p.v_scale});
+// The same into a pool of 8-bit floats: 2 KB instead of 4 KB written for each row of the shape above. head_dim is a
+// multiple of 16, and strides count bytes.
+extern "C" __global__ void __launch_bounds__(256) quire_rope_store_e4m3(const __grid_constant__ RopeStoreParams p) {
+    rope_store(p, StoreE4m3{});
 }
 CUSIM_KERNEL(quire_rope_store_e4m3)

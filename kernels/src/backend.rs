@@ -8,8 +8,8 @@
 //! a dot product, int8 activations of a quantized linear) is a function of the row alone.
 
 use crate::{
-    AttentionShape, Batch, DeviceLost, DevicePlan, HostTensor, KernelError, KvShape, MemoryNeeds, SampleRow,
-    Sampled, WeightForm,
+    AttentionShape, Batch, DeviceLost, DevicePlan, HostTensor, KernelError, KvShape, KvType, MemoryNeeds,
+    SampleRow, Sampled, WeightForm,
 };
 
 /// A packed linear weight (`[out, in]`, possibly several stacked), also usable as embedding table.
@@ -116,6 +116,14 @@ pub trait Backend: Send {
 
     // ---- load
 
+    /// Refuses a form of weights that this backend has no kernels for, before any are read.
+    fn check_form(&self, _form: WeightForm) -> Result<(), KernelError> {
+        Ok(())
+    }
+    /// The same for the type of keys and values of heads of `head_dim`.
+    fn check_kv(&self, _kind: KvType, _head_dim: usize) -> Result<(), KernelError> {
+        Ok(())
+    }
     /// Packs `parts` stacked along their rows (q|k|v, gate|up) into one linear weight.
     fn linear_weight(&mut self, parts: &[HostTensor<'_>], form: WeightForm) -> Result<LinearId, KernelError>;
     /// Stacks `parts` (each one row) into one f32 vector.

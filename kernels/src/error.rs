@@ -14,6 +14,8 @@ pub enum KernelError {
     Memory(Bytes, &'static str),
     #[error("{what} = {value} is not supported by the {backend} backend: {why}")]
     Unsupported { backend: &'static str, what: &'static str, value: usize, why: &'static str },
+    #[error("{what} in {form} are not supported by the {backend} backend: {why}")]
+    Form { backend: &'static str, what: &'static str, form: &'static str, why: &'static str },
     #[error("cannot start worker threads: {0}")]
     Threads(#[from] std::io::Error),
 }

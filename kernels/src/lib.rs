@@ -15,6 +15,7 @@ pub mod backend;
 pub mod batch;
 pub mod cpu;
 pub mod cuda;
+pub mod e4m3;
 mod error;
 mod exp;
 pub mod mapped;

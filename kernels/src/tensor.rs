@@ -90,6 +90,8 @@ pub enum WeightForm {
     Q8,
     /// Symmetric int4 (−8..7) in groups of 32 along k, one scale a group.
     Q4,
+    /// 8-bit floats (see [`crate::e4m3`]), one f32 scale an output channel.
+    E4m3,
 }
 
 /// Element type of cached keys and values.
@@ -97,14 +99,22 @@ pub enum WeightForm {
 pub enum KvType {
     F32,
     Bf16,
+    /// 8-bit floats; the values of a token and head share an exponent, a byte beside them (see [`crate::e4m3`]).
+    E4m3,
 }
 
 impl KvType {
+    /// Of one value.
     pub fn bytes(self) -> usize {
         match self {
             KvType::F32 => 4,
             KvType::Bf16 => 2,
+            KvType::E4m3 => 1,
         }
+    }
+    /// Held beside the values of a token and head.
+    pub fn exponent_bytes(self) -> usize {
+        usize::from(self == KvType::E4m3)
     }
 }
 
@@ -124,10 +134,10 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one page over all layers: one contiguous extent.
     pub fn page_bytes(&self) -> usize {
-        self.layers * 2 * self.kv_heads * self.page_tokens * self.head_dim * self.kind.bytes()
+        self.layers * 2 * self.kv_heads * self.block_bytes()
     }
     /// Bytes of one head's keys (or values) of one page of one layer.
     pub fn block_bytes(&self) -> usize {
-        self.page_tokens * self.head_dim * self.kind.bytes()
+        self.page_tokens * (self.head_dim * self.kind.bytes() + self.kind.exponent_bytes())
     }
 }

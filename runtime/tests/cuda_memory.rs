@@ -8,9 +8,9 @@ use cusim::{Options, Room, SimDriver};
 use expect_test::{Expect, expect};
 use kernels::cuda::driver::Arch;
 use kernels::cuda::{CudaBackend, CudaOptions};
-use kernels::{HostType, WeightForm};
+use kernels::{HostType, KvType, WeightForm};
 use quire_runtime::model::{
-    LoadOptions, Loaded, MemoryPlan, ModelError, PoolSize, Progress, WeightChoice, load_from,
+    KvChoice, LoadOptions, Loaded, MemoryPlan, ModelError, PoolSize, Progress, WeightChoice, load_from,
 };
 
 use crate::tiny::Case;
@@ -51,10 +51,17 @@ fn options(pool: PoolSize) -> LoadOptions {
     LoadOptions { weights, pool, step_tokens: 200, ..LoadOptions::default() }
 }
 
+/// Weights, keys and values in 8 bits.
+fn narrow(pool: PoolSize) -> LoadOptions {
+    let weights = WeightChoice::As(WeightForm::E4m3);
+    LoadOptions { weights, kv: KvChoice::As(KvType::E4m3), ..options(pool) }
+}
+
 #[test]
 fn the_plan_comes_before_anything_is_taken_and_is_what_is_taken() {
-    for pool in [PoolSize::Fraction(0.9), PoolSize::Pages(100), PoolSize::Bytes(Bytes(3 * MIB))] {
-        let (loaded, heard) = load(1024 * MIB, options(pool));
+    let pools = [PoolSize::Fraction(0.9), PoolSize::Pages(100), PoolSize::Bytes(Bytes(3 * MIB))];
+    for options in pools.iter().flat_map(|&pool| [options(pool), narrow(pool)]) {
+        let (loaded, heard) = load(1024 * MIB, options);
         let (loaded, plan) = (loaded.unwrap_or_else(|e| panic!("{e}")), heard.plan.expect("it was told"));
         assert!(!heard.read_before_plan, "the plan comes before the first weight");
         assert_eq!(heard.free_at_plan, Some(1024 * MIB), "and before the first allocation");
@@ -63,7 +70,7 @@ fn the_plan_comes_before_anything_is_taken_and_is_what_is_taken() {
         assert_eq!(
             free,
             plan.headroom.unwrap().0 + plan.reserve.0,
-            "{pool:?}: what is left is what was said"
+            "{options:?}: what is left is what was said"
         );
         // Parts that are stacked are planned apart, each rounded up.
         let spare = heard.room.reserved.load(Ordering::Relaxed);
@@ -78,6 +85,15 @@ fn no_step_takes_more() {
     let free = heard.room.free.load(Ordering::Relaxed);
     bench.logits_at(&[1, 2, 3, 4, 5], &[4]);
     assert_eq!(heard.room.free.load(Ordering::Relaxed), free);
+}
+
+#[test]
+fn a_plan_in_8_bits_takes_half_for_layers_and_nearly_half_for_a_page() {
+    let of = |options| load(1024 * MIB, options).1.plan.expect("it was told");
+    let (wide, narrow) = (of(options(PoolSize::Pages(64))), of(narrow(PoolSize::Pages(64))));
+    // Heads of 16 dims with an exponent each, in the place of two bytes a dim.
+    assert_eq!(narrow.kv_pages.0 * 32, wide.kv_pages.0 * 17);
+    assert!(narrow.weights.0 < wide.weights.0 * 3 / 4, "{:?} of {:?}", narrow.weights, wide.weights);
 }
 
 fn refused(memory_mib: u64, options: LoadOptions, expected: Expect) {

@@ -5,6 +5,7 @@
 
 use kernels::{Backend, HostType, WeightForm};
 use proptest::prelude::*;
+use quire_runtime::model::KvChoice;
 
 use crate::tiny::{Bench, Case, Chunk, Seq, cpu};
 
@@ -16,6 +17,7 @@ const FORMS: [WeightForm; 5] =
 pub struct Plan {
     case: &'static str,
     pub form: WeightForm,
+    pub kv: KvChoice,
     page_tokens: u32,
     tokens: Vec<u32>,
     /// Chunk sizes, repeated until the sequence is done.
@@ -47,7 +49,7 @@ pub fn plans() -> impl Strategy<Value = Plan> {
         |(case, form, page_tokens, tokens, chunks, mate, reused)| {
             let whole = (tokens.len() - 1) / page_tokens as usize;
             let reused_pages = reused.min(whole);
-            Plan { case, form, page_tokens, tokens, chunks, mate, reused_pages }
+            Plan { case, form, kv: KvChoice::Auto, page_tokens, tokens, chunks, mate, reused_pages }
         },
     )
 }
@@ -58,7 +60,8 @@ fn bench(plan: &Plan, backend: Box<dyn Backend>) -> Bench {
         WeightForm::F16 => HostType::F16,
         _ => HostType::Bf16,
     };
-    let mut bench = Bench::new(Case::named(plan.case).load(kind, plan.form, plan.page_tokens, backend));
+    let case = Case::named(plan.case);
+    let mut bench = Bench::new(case.load_with_kv(kind, plan.form, plan.kv, plan.page_tokens, backend));
     // Slots that hold no token may hold anything.
     bench.poison();
     bench
@@ -117,7 +120,7 @@ proptest! {
 fn fixed(form: WeightForm, n: usize, chunks: Vec<usize>, reused_pages: usize) -> Plan {
     let tokens = Case::named("llama-long").prompt()[..n].to_vec();
     let (case, page_tokens, mate) = ("llama-gqa-tied", 16, vec![3, 1, 40]);
-    Plan { case, form, page_tokens, tokens, chunks, mate, reused_pages }
+    Plan { case, form, kv: KvChoice::Auto, page_tokens, tokens, chunks, mate, reused_pages }
 }
 
 #[test]

@@ -8,7 +8,8 @@ use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::{Backend, Batch, HostType, SeqSpan, WeightForm};
 use quire_runtime::files::ModelFiles;
 use quire_runtime::model::{
-    Config, Description, Dummy, LoadOptions, Loaded, PoolSize, WeightChoice, expected, families, load_from,
+    Config, Description, Dummy, KvChoice, LoadOptions, Loaded, PoolSize, WeightChoice, expected, families,
+    load_from,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,8 +61,21 @@ impl Case {
         page_tokens: u32,
         backend: Box<dyn Backend>,
     ) -> Loaded {
+        self.load_with_kv(kind, form, KvChoice::Auto, page_tokens, backend)
+    }
+
+    /// The same with keys and values held as `kv` says.
+    pub fn load_with_kv(
+        &self,
+        kind: HostType,
+        form: WeightForm,
+        kv: KvChoice,
+        page_tokens: u32,
+        backend: Box<dyn Backend>,
+    ) -> Loaded {
         let options = LoadOptions {
             weights: WeightChoice::As(form),
+            kv,
             positions_max: self.positions_max,
             page_tokens,
             pool: PoolSize::Pages(PAGES),

@@ -16,6 +16,9 @@ pub enum KvDtype {
     Bfloat16,
     #[value(alias = "f32")]
     Float32,
+    /// 8-bit floats (e4m3), half of the memory; on a GPU
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
 }
 
 /// Which unused prefix goes first when pages run out.

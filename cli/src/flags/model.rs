@@ -21,10 +21,13 @@ pub enum Dtype {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quantize {
     None,
-    /// 8 bits, groups of 32
+    /// 8 bits, groups of 32; on a CPU
     Q8,
-    /// 4 bits, groups of 32
+    /// 4 bits, groups of 32; on a CPU
     Q4,
+    /// 8-bit floats (e4m3), one scale an output; on a GPU
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
 }
 
 /// Where weights come from.

@@ -14,10 +14,10 @@ mod ceilings;
 use base::{Clock, SplitMix, SystemClock};
 use ceilings::Ceiling;
 use quire_kernels::cpu::arena::{Region, Rows, RowsMut, Slab};
-use quire_kernels::cpu::linear::{Linear, Machine, Scratch, linear};
+use quire_kernels::cpu::linear::{Form, Linear, Machine, Scratch, linear};
 use quire_kernels::cpu::pool::Pool;
 use quire_kernels::cpu::{CpuOptions, Isa};
-use quire_kernels::{HostTensor, HostType, WeightForm};
+use quire_kernels::{HostTensor, HostType};
 
 /// Name, outputs, inputs.
 const SHAPES: [(&str, usize, usize); 8] = [
@@ -30,13 +30,8 @@ const SHAPES: [(&str, usize, usize); 8] = [
     ("qwen-0.5b gate|up", 9728, 896),
     ("qwen-0.5b down", 896, 4864),
 ];
-const FORMS: [(&str, WeightForm); 5] = [
-    ("bf16", WeightForm::Bf16),
-    ("q8", WeightForm::Q8),
-    ("q4", WeightForm::Q4),
-    ("f16", WeightForm::F16),
-    ("f32", WeightForm::F32),
-];
+const FORMS: [(&str, Form); 5] =
+    [("bf16", Form::Bf16), ("q8", Form::Q8), ("q4", Form::Q4), ("f16", Form::F16), ("f32", Form::F32)];
 const ROWS: [usize; 3] = [1, 16, 512];
 /// Weights of one case, over its copies.
 const COLD_BYTES: usize = 192 << 20;
@@ -79,7 +74,7 @@ struct Case {
 impl Case {
     fn new(
         shape: (&'static str, usize, usize),
-        form: (&'static str, WeightForm),
+        form: (&'static str, Form),
         rows: usize,
         m: Machine<'_>,
     ) -> Self {

@@ -103,6 +103,7 @@ pub fn cases() -> Vec<Case> {
         values("e4m3_decode", 1, (0..256).collect(), 1),
         values("e4m3_encode", 16, e4m3_edges(4096), 1),
         values("e4m3_widen", 1, (0..256).map(|i| i << 8 | (255 - i) << 24 | 0x0055_00AA).collect(), 1),
+        values("e4m3_scaled", 2, e4m3_scales(), 1),
         values("unfused", 4, moderate(3072), 1),
         approximate("ex2", exponents(2048), 3e-7),
         approximate("lg2", positive(2048), 1e-6),
@@ -215,7 +216,7 @@ fn tma(what: &str, short: &str, dims: &[u64], tile: &[u32], swizzle: Swizzle, at
     Case { name: format!("{short}: {what}"), tensor: Some(tensor), ..case }
 }
 
-const KERNELS: [&str; 35] = [
+const KERNELS: [&str; 36] = [
     "quire_conform_bf16_round",
     "quire_conform_bf16_pack",
     "quire_conform_bf16_unpack",
@@ -226,6 +227,7 @@ const KERNELS: [&str; 35] = [
     "quire_conform_e4m3_decode",
     "quire_conform_e4m3_encode",
     "quire_conform_e4m3_widen",
+    "quire_conform_e4m3_scaled",
     "quire_conform_vector_copy",
     "quire_conform_cp_async",
     "quire_conform_shared_arrays",
@@ -298,6 +300,14 @@ fn floats(n: usize) -> Vec<u32> {
         0x8000_8000,
     ];
     edges.into_iter().chain((0..).map(mixed)).take(n).collect()
+}
+
+/// Every e4m3 number in both places, with scales that differ: 0, the least and the largest that runs have, infinity.
+fn e4m3_scales() -> Vec<u32> {
+    let scales = [0u32, 0x7f80, 147 << 7, 254 << 7, 247 << 7, 240 << 7];
+    let word = |i: u32| i % 256 << 8 | (255 - i % 256) << 24 | mixed(i as usize) & 0x00ff_00ff;
+    let scale = |i: u32| scales[i as usize % 6] | scales[(i as usize / 6 + i as usize / 256) % 6] << 16;
+    (0..512).flat_map(|i| [word(i), scale(i)]).collect()
 }
 
 /// Values around every e4m3 number and every midpoint, then any bits.

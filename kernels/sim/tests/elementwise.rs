@@ -9,8 +9,9 @@ use kernels::cuda::driver::{DevicePtr, Launch};
 use kernels::cuda::params::act::SiluMulParams;
 use kernels::cuda::params::norm::{AddRmsNormParams, RmsNormParams};
 use kernels::cuda::params::pages::{PageCopyParams, PageStageParams, PageVerifyParams, PageZeroParams};
-use kernels::cuda::params::rope_store::{RopeStoreE4m3Params, RopeStoreParams, lanes};
+use kernels::cuda::params::rope_store::{RopeStoreParams, lanes};
 use kernels::cuda::params::rows::{EmbedParams, GatherParams};
+use kernels::{KvType, e4m3};
 
 use crate::support::{Guarded, SEEDS, assert_close, bf16, bf16_values, cases, f32_of, normal, normal_bf16};
 
@@ -271,6 +272,7 @@ fn silu_mul_gates_the_other_half() {
 }
 
 /// One step of rope and store.
+#[derive(Clone)]
 struct RopeCase {
     heads: usize,
     kv_heads: usize,
@@ -285,6 +287,7 @@ struct RopeCase {
     q_norm: Option<Vec<f32>>,
     k_norm: Option<Vec<f32>>,
     pages: usize,
+    kind: KvType,
 }
 
 const POSITIONS: usize = 150;
@@ -327,6 +330,7 @@ impl RopeCase {
             q_norm: (norms > 0).then(|| normal(rng, head_dim)),
             k_norm: (norms == 2).then(|| normal(rng, head_dim)),
             pages,
+            kind: KvType::Bf16,
         }
     }
 
@@ -334,7 +338,7 @@ impl RopeCase {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
     fn head_stride(&self) -> usize {
-        self.page_tokens * self.head_dim
+        self.page_tokens * (self.head_dim + self.kind.exponent_bytes())
     }
     fn v_offset(&self) -> usize {
         self.kv_heads * self.head_stride()
@@ -414,6 +418,12 @@ impl RopeCase {
             + slot * self.head_dim
     }
 
+    /// Where the exponent of head `index` of row `r` is stored.
+    fn exponent_at(&self, r: usize, index: usize) -> usize {
+        let slot = self.positions[r] as usize % self.page_tokens;
+        self.stored_at(r, index) + (self.page_tokens - slot) * self.head_dim + slot
+    }
+
     fn check(&self, what: &str) {
         let (qkv, mut pool) =
             on_schedules(what, |seed| self.run::<u16>(|params, rows| start(&params.launch(rows), seed)));
@@ -447,41 +457,73 @@ impl RopeCase {
     }
 }
 
-/// The value of an 8-bit float: 4 exponent bits, 3 mantissa bits.
-fn e4m3_value(bits: u8) -> f64 {
-    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
-    let magnitude = match exponent {
-        0 => mantissa / 8.0 * 2f64.powi(-6),
-        e => (1.0 + mantissa / 8.0) * 2f64.powi(e - 7),
-    };
-    if bits >> 7 == 1 { -magnitude } else { magnitude }
+/// Some steps of heads that e4m3 pages can hold.
+fn narrow_cases(seed: u64) -> impl Iterator<Item = (String, RopeCase)> {
+    let mut rng = SplitMix::new(seed);
+    let all = std::iter::repeat_with(move || RopeCase::random(&mut rng));
+    let fitting = all.filter(|c| c.head_dim.is_multiple_of(16)).take(cases(200)).enumerate();
+    fitting.map(|(case, c)| {
+        let what = format!("case {case}: {}q {}kv heads of {}", c.heads, c.kv_heads, c.head_dim);
+        (what, RopeCase { kind: KvType::E4m3, ..c })
+    })
+}
+
+/// Holds one head's bytes and exponent against what should be stored; values that nothing changes exactly.
+fn check_narrow(c: &RopeCase, r: usize, index: usize, codes: &[u8], exponent: u8, what: &str) {
+    let want = c.head(r, index);
+    let narrow: Vec<f32> = want.iter().map(|&v| v as f32).collect();
+    let scale = e4m3::run_scale(exponent);
+    let got: Vec<f32> = (0..c.head_dim).map(|d| e4m3::value(codes[e4m3::place(d)]) * scale).collect();
+    let is_v = index >= c.heads + c.kv_heads;
+    if is_v || (c.angles.is_none() && c.q_norm.is_none()) {
+        assert_eq!(exponent, e4m3::run_exponent(&narrow), "{what}, row {r} head {index}");
+        assert_eq!(got, e4m3::run_stored(&narrow), "{what}, row {r} head {index}");
+        return;
+    }
+    let top = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    assert!((224.0 * 0.999..=448.0 * 1.001).contains(&(top / f64::from(scale))), "{what}: {top} by {scale}");
+    for (got, want) in got.into_iter().map(f64::from).zip(want) {
+        let step = (want.abs() / 16.0).max(f64::from(scale) * 2f64.powi(-10)) * 1.001;
+        // What cancels in a rotation is as exact as its terms.
+        assert!((got - want).abs() <= step + 1e-6 * top, "{what}: {got} for {want}");
+    }
 }
 
 #[test]
-fn rope_store_rounds_to_eight_bits() {
-    let mut rng = SplitMix::new(11);
-    for case in 0..cases(200) {
-        let c = RopeCase::random(&mut rng);
-        let scales = [2f32.powi(below(&mut rng, 9) as i32 - 4), 1.5];
-        let what = format!("case {case}: {}q {}kv heads of {}", c.heads, c.kv_heads, c.head_dim);
-        let (qkv, mut pool) = on_schedules(&what, |seed| {
-            c.run::<u8>(|at, rows| {
-                start(&RopeStoreE4m3Params { at, k_scale: scales[0], v_scale: scales[1] }.launch(rows), seed)
-            })
-        });
-        let (same, _) = c.run::<u16>(|params, rows| start(&params.launch(rows), 7));
+fn rope_store_rounds_to_eight_bits_by_the_largest_of_a_head() {
+    for (what, mut c) in narrow_cases(11) {
+        // Heads of very different sizes, which one scale for all would not serve.
+        let live = c.live * c.row_cols();
+        for (i, v) in c.qkv[..live].iter_mut().enumerate() {
+            *v = bf16(f32_of(*v) * f32::exp2((i / c.head_dim % 13) as f32 * 4.0 - 36.0));
+        }
+        let (qkv, mut pool) =
+            on_schedules(&what, |seed| c.run::<u8>(|params, rows| start(&params.launch_e4m3(rows), seed)));
+        let wide = RopeCase { kind: KvType::Bf16, ..c.clone() };
+        let (same, _) = wide.run::<u16>(|params, rows| start(&params.launch(rows), 7));
         assert_eq!(qkv, same, "{what}: q depends on the pool's type");
         for (r, index) in (0..c.live).flat_map(|r| (c.heads..c.heads + 2 * c.kv_heads).map(move |i| (r, i))) {
-            let scale = f64::from(scales[usize::from(index >= c.heads + c.kv_heads)]);
-            let at = c.stored_at(r, index);
-            for (i, want) in c.head(r, index).into_iter().enumerate() {
-                let (got, want) = (e4m3_value(pool[at + i]), (want * scale).clamp(-448.0, 448.0));
-                let error = (got - want).abs();
-                assert!(error <= (want.abs() / 16.0).max(2f64.powi(-10)) * 1.001, "{what}: {got} for {want}");
-            }
+            let (at, exponent) = (c.stored_at(r, index), c.exponent_at(r, index));
+            check_narrow(&c, r, index, &pool[at..at + c.head_dim], pool[exponent], &what);
             pool[at..at + c.head_dim].fill(0xFF);
+            pool[exponent] = 0xFF;
         }
         assert!(untouched(&pool), "{what}: another slot was written");
+    }
+}
+
+#[test]
+fn a_head_that_is_not_finite_says_so_and_spoils_no_other() {
+    for (i, (what, mut c)) in narrow_cases(13).take(40).enumerate() {
+        c.angles = None;
+        let head = c.heads + i % (2 * c.kv_heads);
+        let values = c.live * c.row_cols() - c.row_cols() + head * c.head_dim;
+        c.qkv[values + i % c.head_dim] = if i % 2 == 0 { NAN_BF16 } else { 0xFF80 };
+        let (_, pool) = c.run::<u8>(|params, rows| start(&params.launch_e4m3(rows), 1));
+        for (r, index) in (0..c.live).flat_map(|r| (c.heads..c.heads + 2 * c.kv_heads).map(move |i| (r, i))) {
+            let spoiled = (r, index) == (c.live - 1, head);
+            assert_eq!(pool[c.exponent_at(r, index)] == 255, spoiled, "{what}: row {r} head {index}");
+        }
     }
 }
 

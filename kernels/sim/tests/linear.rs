@@ -4,9 +4,10 @@
 use base::SplitMix;
 use cusim::{Swizzle, TensorMapSpec};
 use kernels::cuda::driver::{DevicePtr, TensorMap};
-use kernels::cuda::linear_fp8::{Fp8Weights, e4m3, e4m3_value};
+use kernels::cuda::linear_fp8::Fp8Weights;
 use kernels::cuda::linear_plan::{LinearFamily, LinearPlan, all_plans, plan};
 use kernels::cuda::params::linear::{LinearOutput, LinearParams, LinearSm90Params};
+use kernels::e4m3;
 
 use crate::support::*;
 
@@ -87,7 +88,7 @@ impl Problem {
         let scale = |i: usize| fp8.scales[i / self.k];
         w.iter()
             .enumerate()
-            .map(|(i, w)| f64::from(e4m3_value(e4m3(w / scale(i)))) * f64::from(scale(i)))
+            .map(|(i, w)| f64::from(e4m3::value(e4m3::nearest(w / scale(i)))) * f64::from(scale(i)))
             .collect()
     }
 

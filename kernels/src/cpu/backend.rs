@@ -8,14 +8,14 @@ use super::arena::{Buffer, RowsMut, Slab, StepRows};
 use super::attend::{AttendInput, Attention};
 use super::cores;
 use super::isa::Isa;
-use super::linear::{Linear, Machine, Scratch, linear};
-use super::pages::KvPages;
+use super::linear::{Form, Linear, Machine, Scratch, linear};
+use super::pages::{self, KvPages};
 use super::pool::{Pool, share};
 use super::rope::{HeadPass, RopeAngles, rope_store};
 use super::{act, norm};
 use crate::{
-    AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, LinearId,
-    Precision, RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
+    AttentionShape, Backend, BackendInfo, Batch, BufferId, HostTensor, KernelError, KvShape, KvType,
+    LinearId, Precision, RopeId, RopeStore, RopeTable, SampleRow, Sampled, VectorId, WeightForm, sample,
 };
 
 /// How to run on this machine.
@@ -93,7 +93,16 @@ impl Backend for CpuBackend {
         BackendInfo { name: "cpu", isa: self.isa.name(), threads: self.pool.workers() }
     }
 
+    fn check_form(&self, form: WeightForm) -> Result<(), KernelError> {
+        Form::try_from(form).map(drop)
+    }
+
+    fn check_kv(&self, kind: KvType, _head_dim: usize) -> Result<(), KernelError> {
+        pages::check_kind(kind)
+    }
+
     fn linear_weight(&mut self, parts: &[HostTensor<'_>], form: WeightForm) -> Result<LinearId, KernelError> {
+        let form = Form::try_from(form)?;
         self.linears.push(Linear::load(parts, form, self.isa, &self.pool, &mut self.slab)?);
         Ok(LinearId(self.linears.len() - 1))
     }

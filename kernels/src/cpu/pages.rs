@@ -27,6 +27,19 @@ pub enum Side {
     V,
 }
 
+/// Refuses what there are no attention kernels for: a CPU would widen e4m3 in software, once for each reading.
+pub fn check_kind(kind: KvType) -> Result<(), KernelError> {
+    match kind {
+        KvType::F32 | KvType::Bf16 => Ok(()),
+        KvType::E4m3 => Err(KernelError::Form {
+            backend: "cpu",
+            what: "keys and values",
+            form: "fp8",
+            why: "bfloat16 is what its kernels read",
+        }),
+    }
+}
+
 /// All pages of the device tier.
 pub struct KvPages {
     memory: Region,
@@ -42,6 +55,7 @@ impl KvPages {
         if !shape.head_dim.is_multiple_of(2) || !(2..=256).contains(&shape.head_dim) {
             return refuse("head_dim", shape.head_dim, "heads have an even number of dimensions up to 256");
         }
+        check_kind(shape.kind)?;
         let bytes = shape.page_bytes().saturating_mul(shape.pages);
         Ok(Self { memory: Region::new(bytes, "kv pages")?, shape })
     }
@@ -170,7 +184,7 @@ impl PageWriter<'_> {
         let place = |d: usize| match (side, self.shape.kind) {
             (Side::V, _) => lane * values.len() + d,
             (Side::K, KvType::F32) => d * GROUP_TOKENS + lane,
-            (Side::K, KvType::Bf16) => (d / 2) * 2 * GROUP_TOKENS + lane * 2 + d % 2,
+            (Side::K, _) => (d / 2) * 2 * GROUP_TOKENS + lane * 2 + d % 2,
         };
         for (d, &value) in values.iter().enumerate() {
             match self.shape.kind {
@@ -181,6 +195,7 @@ impl PageWriter<'_> {
                     // SAFETY: as above.
                     unsafe { group.cast::<u16>().add(place(d)).write(bits) }
                 }
+                KvType::E4m3 => unreachable!("refused when the pages were made"),
             }
         }
     }

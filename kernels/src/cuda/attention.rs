@@ -8,12 +8,13 @@ use super::driver::{DevicePtr, Driver, Memory, Swizzle, TensorMap, TensorMapSpec
 use super::memory::{Buffer, DeviceArray};
 use super::pages::DevicePages;
 use super::params::attend::{
-    AttendArgs, AttendItem, AttendKernel, AttendMmaParams, AttendSm90Params, AttendWidth,
+    AttendArgs, AttendItem, AttendKernel, AttendMmaParams, AttendSm90E4m3Params, AttendSm90Params,
+    AttendWidth,
 };
 use super::params::merge::{MergeParams, MergeRow};
 use super::prefix_groups::{PrefixGroups, SharedLayer, SharingRule};
 use super::step::StepArrays;
-use crate::{AttentionShape, KernelError, KvShape, Precision, StepLimits};
+use crate::{AttentionShape, KernelError, KvShape, KvType, Precision, StepLimits};
 
 /// Memory for partial states.
 const STATE_BYTES: usize = 128 << 20;
@@ -49,6 +50,8 @@ pub(super) struct Attention {
     part_o: DevicePtr,
     part_ml: DevicePtr,
     limits: AttendLimits,
+    /// Of the pages.
+    kind: KvType,
     rule: Option<SharingRule>,
     /// Of keys and values in one layer.
     token_bytes: u64,
@@ -77,6 +80,7 @@ impl Attention {
             part_o: memory.alloc(states * state, "attention states")?,
             part_ml: memory.alloc(states * limits.heads * 8, "attention states")?,
             limits: limits_of,
+            kind: kv.kind,
             rule,
             token_bytes: (kv.page_bytes() / (kv.layers * kv.page_tokens)) as u64,
             map: None,
@@ -130,7 +134,7 @@ impl Attention {
         at: usize,
         shape: &AttentionShape,
     ) {
-        let kernel = kernel_of(driver, shape, step);
+        let kernel = kernel_of(driver, self.kind, shape, step);
         let geometry = AttendGeometry {
             group: shape.group() as u32,
             kv_heads: shape.kv_heads as u32,
@@ -193,7 +197,7 @@ impl Attention {
         (qkv, out): (&Buffer, &Buffer),
     ) {
         let at = self.lists_of(driver, step, pages.shape().page_tokens, shape);
-        let kernel = kernel_of(driver, shape, step);
+        let kernel = kernel_of(driver, self.kind, shape, step);
         let args = self.args(step, pages, shape, at, (qkv, out));
         let plan = &self.lists[at].plan;
         let items = match extent.recorded {
@@ -203,17 +207,28 @@ impl Attention {
         if items == 0 {
             return;
         }
-        if kernel.name.starts_with("quire_attend_sm90") {
+        if kernel.takes_map() {
             let map = *self.map.get_or_insert_with(|| driver.tensor_map(&pool_map(pages)));
-            let params = AttendSm90Params {
+            let kv = pages.shape();
+            let at = AttendSm90Params {
                 map,
                 args,
                 block_base: (layer * 2 * shape.kv_heads) as u32,
                 kv_heads: shape.kv_heads as u32,
-                pages: pages.shape().pages as u32,
+                pages: kv.pages as u32,
                 pad: [0; 3],
             };
-            driver.launch(&kernel.launch(items, shape.kv_heads as u32, &params));
+            let of_e4m3 = || AttendSm90E4m3Params {
+                at,
+                exponents: pages.base().plus(kv.page_tokens * kv.head_dim),
+                page_bytes: kv.page_bytes() as u64,
+                block_bytes: kv.block_bytes() as u64,
+                pad: [0; 5],
+            };
+            match kv.kind {
+                KvType::E4m3 => driver.launch(&kernel.launch(items, shape.kv_heads as u32, &of_e4m3())),
+                _ => driver.launch(&kernel.launch(items, shape.kv_heads as u32, &at)),
+            }
         } else {
             let (page_stride, value_offset, head_stride) = pages.strides();
             let kv = pages.layer(layer);
@@ -283,25 +298,33 @@ fn items_of(rows: usize, sms: u32, kv_heads: usize) -> u32 {
 
 /// The kernel for this shape on this device. A pure function of both and of whether there are long spans, and
 /// every answer for a shape gives the same bits.
-fn kernel_of(driver: &dyn Driver, shape: &AttentionShape, step: &StepArrays) -> AttendKernel {
+fn kernel_of(driver: &dyn Driver, kind: KvType, shape: &AttentionShape, step: &StepArrays) -> AttendKernel {
     let decodes = step.spans.iter().all(|span| (span.rows as usize * shape.group()) <= 64);
     let width = if decodes { AttendWidth::Narrow } else { AttendWidth::Wide };
-    let hopper =
-        driver.device().arch.is_hopper().then(|| AttendKernel::sm90(shape.head_dim, width)).flatten();
-    let kernel = hopper.or_else(|| AttendKernel::mma(shape.head_dim));
+    let (dim, is_hopper) = (shape.head_dim, driver.device().arch.is_hopper());
+    let (hopper, any) = match kind {
+        KvType::E4m3 => (AttendKernel::sm90_e4m3(dim, width), AttendKernel::mma_e4m3(dim)),
+        _ => (AttendKernel::sm90(dim, width), AttendKernel::mma(dim)),
+    };
+    let kernel = hopper.filter(|_| is_hopper).or(any);
     kernel.unwrap_or_else(|| panic!("heads of {} dimensions were refused at load", shape.head_dim))
 }
 
-/// The pool as (dim, token, block of a layer and head, page); a box is 64 dims of one head's tokens of a page.
+/// The pool as (dim, token, block of a layer and head, page); a box is 64 dims of one head's tokens of a page. Of
+/// e4m3 an element is two dims, and a box has all of them.
 fn pool_map(pages: &DevicePages) -> TensorMapSpec {
     let s = pages.shape();
-    let (row, block) = (s.head_dim * 2, s.block_bytes());
+    let (row, block) = (s.head_dim * s.kind.bytes(), s.block_bytes());
+    let (width, swizzle) = match s.kind {
+        KvType::E4m3 => (s.head_dim as u32 / 2, Swizzle::None),
+        _ => (64, Swizzle::Bytes128),
+    };
     TensorMapSpec {
         base: pages.base(),
-        dims: [s.head_dim as u64, s.page_tokens as u64, (s.layers * 2 * s.kv_heads) as u64, s.pages as u64],
+        dims: [row as u64 / 2, s.page_tokens as u64, (s.layers * 2 * s.kv_heads) as u64, s.pages as u64],
         strides: [row as u64, block as u64, s.page_bytes() as u64],
-        boxes: [64, s.page_tokens as u32, 1, 1],
+        boxes: [width, s.page_tokens as u32, 1, 1],
         rank: 4,
-        swizzle: Swizzle::Bytes128,
+        swizzle,
     }
 }

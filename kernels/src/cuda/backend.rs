@@ -17,7 +17,7 @@ use super::driver::{DevicePtr, Driver, Gemm, Launch, OutType, Swizzle, TensorMap
 use super::ledger;
 use super::linear_plan::{self, LinearBoxes, LinearFamily};
 use super::memory::Buffer;
-use super::pages::DevicePages;
+use super::pages::{self, DevicePages};
 use super::params::act::SiluMulParams;
 use super::params::linear::{LinearOutput, LinearParams, LinearSm90Params};
 use super::params::norm::{AddRmsNormParams, RmsNormParams};
@@ -28,11 +28,11 @@ use super::replay::{Course, ROWS_MAX, Recordings, bucket};
 use super::rope::Angles;
 use super::sampling::Sampler;
 use super::step::{Live, StepArrays};
-use super::weights::{Linear, Vector};
+use super::weights::{self, Linear, Vector};
 use crate::{
     AttentionShape, Backend, BackendInfo, Batch, BufferId, Copied, CopyBatch, DeviceLost, DevicePlan,
-    HostTensor, KernelError, KvShape, LinearId, MemoryNeeds, Precision, Replay, RopeId, RopeStore, RopeTable,
-    SampleRow, Sampled, StepLimits, VectorId, WeightForm,
+    HostTensor, KernelError, KvShape, KvType, LinearId, MemoryNeeds, Precision, Replay, RopeId, RopeStore,
+    RopeTable, SampleRow, Sampled, StepLimits, VectorId, WeightForm,
 };
 
 /// What products may depend on.
@@ -183,7 +183,9 @@ impl CudaBackend {
     /// A product by the library; false if it has to be done here.
     fn library(&self, x: BufferId, weight: &Linear, bias: Option<Vector>, out: BufferId, rows: u32) -> bool {
         let out = self.buffer_of(out);
+        // The library multiplies e4m3 by e4m3 only, and activations of 8 bits show in the logits.
         self.options.determinism == Determinism::Fast
+            && !weight.is_e4m3()
             && self.driver.gemm(&Gemm {
                 x: self.buffer_of(x).at,
                 w: weight.at,
@@ -203,7 +205,11 @@ impl CudaBackend {
     /// A product by our kernels. One family for all row counts of a device: that is what keeps the bits.
     fn product(&self, x: &Buffer, weight: &Linear, out: LinearOutput, rows_live: DevicePtr, rows: u32) {
         let device = self.driver.device();
-        let family = if device.arch.is_hopper() { LinearFamily::Wgmma } else { LinearFamily::Mma };
+        let family = match (weight.is_e4m3(), device.arch.is_hopper()) {
+            (true, _) => LinearFamily::Fp8,
+            (false, true) => LinearFamily::Wgmma,
+            (false, false) => LinearFamily::Mma,
+        };
         let plan = linear_plan::plan(family, rows, out.n, weight.k as u32, device.sms);
         let launch = |params: &[u8]| {
             let (kernel, grid, block, smem) = (plan.kernel, plan.grid, plan.block, plan.smem);
@@ -214,7 +220,7 @@ impl CudaBackend {
             None => launch(bytemuck::bytes_of(&LinearParams {
                 x: at,
                 w: weight.at,
-                scale: DevicePtr::NULL,
+                scale: weight.scales,
                 rows_live,
                 out,
                 k,
@@ -251,6 +257,14 @@ impl Backend for CudaBackend {
             (false, Determinism::Strict) => "mma strict",
         };
         BackendInfo { name: "cuda", isa, threads: device.sms as usize }
+    }
+
+    fn check_form(&self, form: WeightForm) -> Result<(), KernelError> {
+        weights::check_form(form)
+    }
+
+    fn check_kv(&self, kind: KvType, head_dim: usize) -> Result<(), KernelError> {
+        pages::check_kind(kind, head_dim)
     }
 
     fn linear_weight(&mut self, parts: &[HostTensor<'_>], form: WeightForm) -> Result<LinearId, KernelError> {
@@ -382,7 +396,7 @@ impl Backend for CudaBackend {
         buffer.resize(rows);
         *live = Live::Rows;
         let (table, out) = (&self.linears[table.0], self.buffer_of(out));
-        assert_eq!(table.k, out.cols);
+        assert!(table.k == out.cols && !table.is_e4m3(), "a table is bf16 rows of the buffer's width");
         let params = EmbedParams {
             table: table.at,
             tokens: self.step().tokens.at(),
@@ -481,7 +495,11 @@ impl Backend for CudaBackend {
             eps: spec.eps,
             pad: 0,
         };
-        self.launch(&params.launch(self.grid_rows(buffer.rows)));
+        let rows = self.grid_rows(buffer.rows);
+        match self.pages().shape().kind {
+            KvType::E4m3 => self.launch(&params.launch_e4m3(rows)),
+            _ => self.launch(&params.launch(rows)),
+        }
     }
 
     fn attend(&mut self, qkv: BufferId, layer: usize, shape: &AttentionShape, out: BufferId) {

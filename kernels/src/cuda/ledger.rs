@@ -43,7 +43,10 @@ pub(super) fn plan(
     needs: &MemoryNeeds,
 ) -> Result<DevicePlan, KernelError> {
     let (weights, buffers) = (Ledger::default(), Ledger::default());
-    needs.linears.iter().for_each(|l| weights.add(Linear::bytes_of(l.rows * l.cols)));
+    for l in &needs.linears {
+        let sizes = Linear::bytes_of(l.rows, l.cols, l.form)?;
+        sizes.into_iter().filter(|&bytes| bytes > 0).for_each(|bytes| weights.add(bytes));
+    }
     needs.vectors.iter().flat_map(|&len| Vector::bytes_of(len)).for_each(|bytes| weights.add(bytes));
     needs.ropes.iter().for_each(|&(positions, pairs)| buffers.add(Angles::bytes(positions, pairs)));
     for b in &needs.buffers {

@@ -1,4 +1,5 @@
-//! The page pool on the device: `[page][layer][K,V][kv_head][token][dim]` in bf16, one allocation.
+//! The page pool on the device: `[page][layer][K,V][kv_head][token][dim]` in bf16 or e4m3, one allocation.
+//! e4m3 has the exponents of a head's tokens behind its values, and dims interleaved (`kernels/cu/rope_store.cu`).
 //!
 //! A page is one contiguous extent, so tiers copy it in one piece. Lists of pages are uploaded and worked off
 //! by one launch; zeroing and looking are two, since what is read back must not be what a kernel still holds.
@@ -18,6 +19,30 @@ pub(super) struct DevicePages {
     counts: DeviceArray<u32>,
 }
 
+/// Refuses what there are no kernels for.
+pub(super) fn check_kind(kind: KvType, head_dim: usize) -> Result<(), KernelError> {
+    let unit = match kind {
+        KvType::Bf16 => 8,
+        KvType::E4m3 => 16,
+        KvType::F32 => {
+            return Err(KernelError::Form {
+                backend: "cuda",
+                what: "keys and values",
+                form: "float32",
+                why: "a GPU holds them in bfloat16 or fp8",
+            });
+        }
+    };
+    if head_dim.is_multiple_of(unit) && (unit..=256).contains(&head_dim) {
+        return Ok(());
+    }
+    let why = match kind {
+        KvType::E4m3 => "with fp8 pages heads have a multiple of 16 dimensions up to 256",
+        _ => "heads have a multiple of 8 dimensions up to 256",
+    };
+    Err(KernelError::Unsupported { backend: "cuda", what: "head_dim", value: head_dim, why })
+}
+
 impl DevicePages {
     pub fn new(driver: &dyn Driver, shape: KvShape) -> Result<Self, KernelError> {
         let mut made = Self::lists(driver, shape)?;
@@ -33,12 +58,7 @@ impl DevicePages {
         if ![16, 32, 64].contains(&shape.page_tokens) {
             return refuse("page_tokens", shape.page_tokens, "pages hold 16, 32 or 64 tokens");
         }
-        if !shape.head_dim.is_multiple_of(8) || !(8..=256).contains(&shape.head_dim) {
-            return refuse("head_dim", shape.head_dim, "heads have a multiple of 8 dimensions up to 256");
-        }
-        if shape.kind != KvType::Bf16 {
-            return refuse("kv bits", 32, "keys and values are held as bf16 on a GPU");
-        }
+        check_kind(shape.kind, shape.head_dim)?;
         Ok(Self {
             at: DevicePtr::NULL,
             shape,
@@ -57,7 +77,7 @@ impl DevicePages {
     /// Elements from a page to the next, from K to V, from head to head.
     pub fn strides(&self) -> (u64, u64, u64) {
         let s = &self.shape;
-        let head = s.page_tokens * s.head_dim;
+        let head = s.block_bytes() / s.kind.bytes();
         ((s.layers * 2 * s.kv_heads * head) as u64, (s.kv_heads * head) as u64, head as u64)
     }
 

@@ -64,11 +64,13 @@ macro_rules! header {
 /// Every `.cu` of the folder.
 pub const UNITS: &[Unit] = &[
     unit!("act"),
+    unit!("attend_e4m3_sm90", Hopper),
     unit!("attend_mma"),
+    unit!("attend_mma_e4m3"),
     unit!("attend_sm90", Hopper),
     unit!("conformance", None),
     unit!("conformance_sm90", NoneOnHopper),
-    unit!("linear_fp8", None),
+    unit!("linear_fp8"),
     unit!("linear_row", ButHopper),
     unit!("linear_sm90", Hopper),
     unit!("linear_tile", ButHopper),
@@ -83,6 +85,8 @@ pub const UNITS: &[Unit] = &[
 
 const HEADERS: &[(&str, &str)] = &[
     header!("attend.cuh"),
+    header!("attend_mma.cuh"),
+    header!("attend_sm90.cuh"),
     header!("conformance.cuh"),
     header!("hopper.cuh"),
     header!("linear.cuh"),

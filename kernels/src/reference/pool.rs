@@ -1,6 +1,6 @@
 //! The reference page pool: f64, `[page][layer][K,V][kv_head][token][dim]`.
 
-use crate::{KvShape, KvType};
+use crate::{KvShape, KvType, e4m3};
 
 /// Pages of keys and values, each value already rounded to the pool's element type.
 #[derive(Debug)]
@@ -44,8 +44,7 @@ impl Pool {
         for (side, values) in [k, v].into_iter().enumerate() {
             for (head, values) in values.chunks_exact(dim).enumerate() {
                 let at = self.offset(layer, side, head, slot);
-                let slots = &mut self.page_mut(page)[at..at + dim];
-                slots.iter_mut().zip(values).for_each(|(s, v)| *s = rounded(*v, kind));
+                self.page_mut(page)[at..at + dim].copy_from_slice(&rounded(values, kind));
             }
         }
     }
@@ -60,9 +59,13 @@ fn page_len(s: &KvShape) -> usize {
     s.layers * 2 * s.kv_heads * s.page_tokens * s.head_dim
 }
 
-fn rounded(value: f64, kind: KvType) -> f64 {
-    match kind {
-        KvType::F32 => f64::from(value as f32),
-        KvType::Bf16 => half::bf16::from_f32(value as f32).to_f64(),
-    }
+/// One head of one token as the pool's type keeps it.
+fn rounded(values: &[f64], kind: KvType) -> Vec<f64> {
+    let narrow: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    let kept = match kind {
+        KvType::F32 => narrow,
+        KvType::Bf16 => narrow.into_iter().map(|v| half::bf16::from_f32(v).to_f32()).collect(),
+        KvType::E4m3 => e4m3::run_stored(&narrow),
+    };
+    kept.into_iter().map(f64::from).collect()
 }

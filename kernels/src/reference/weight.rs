@@ -1,8 +1,9 @@
 //! Weights of the reference backend: quantized by the house's rules, then widened to f64.
 
-use crate::{HostTensor, KernelError, WeightForm};
+use crate::cuda::linear_fp8::channel_scale;
+use crate::{HostTensor, KernelError, WeightForm, e4m3};
 
-/// Values that share one scale, along k.
+/// Values that share one scale, along k; of e4m3 a whole row does.
 const GROUP: usize = 32;
 
 /// A dense `[rows, cols]` matrix.
@@ -20,7 +21,8 @@ impl Weight {
         }
         let mut data = Vec::new();
         for row in parts.iter().flat_map(widened_rows) {
-            data.extend(row.chunks(GROUP).flat_map(|group| represented(group, form)));
+            let group = if form == WeightForm::E4m3 { row.len().max(1) } else { GROUP };
+            data.extend(row.chunks(group).flat_map(|group| represented(group, form)));
         }
         Ok(Self { cols, data })
     }
@@ -57,6 +59,13 @@ fn represented(group: &[f32], form: WeightForm) -> Vec<f64> {
             // The value of largest magnitude, with its sign, maps to −8: the grid has one more step there.
             let peak = group.iter().fold(0.0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
             quantized(group, peak / -8.0, -8.0, 7.0)
+        }
+        WeightForm::E4m3 => {
+            let scale = channel_scale(group);
+            group
+                .iter()
+                .map(|w| f64::from(e4m3::value(e4m3::nearest(w / scale))) * f64::from(scale))
+                .collect()
         }
     }
 }

@@ -27,7 +27,7 @@ pub enum WeightChoice {
     #[default]
     AsStored,
     /// Every linear layer in this form; with [`WeightForm::Q8`] and [`WeightForm::Q4`] the embedding
-    /// and the output projection are held as Q8.
+    /// and the output projection are held as Q8, with [`WeightForm::E4m3`] as bf16.
     As(WeightForm),
 }
 
@@ -143,6 +143,12 @@ pub fn load_from(
     progress: &mut dyn Progress,
 ) -> Result<Loaded, ModelError> {
     let positions = positions(&description, options)?;
+    if let WeightChoice::As(form) = options.weights {
+        backend.check_form(form)?;
+    }
+    if let KvChoice::As(kind) = options.kv {
+        backend.check_kv(kind, description.head_dim)?;
+    }
     let expected = names::expected(&description);
     let total = weights::check(source, &expected)?;
     let limits = StepLimits {
@@ -197,7 +203,7 @@ fn plan_device(
         expected.iter().partition(|e| e.shape.len() == 2);
     let linear = |e: &&Expected| {
         let (rows, cols) = weights::rows_cols(&e.shape);
-        LinearNeed { rows, cols, form: role_of(&e.name).form(options.weights, WeightForm::Bf16) }
+        LinearNeed { rows, cols, form: role_of(e).form(options.weights, WeightForm::Bf16) }
     };
     let needs = MemoryNeeds {
         linears: tables.iter().map(linear).collect(),
@@ -314,7 +320,7 @@ fn refuse_too_large(
     for e in expected {
         needed += match options.weights {
             WeightChoice::AsStored => source.info(e)?.map_or(0, |i| i.bytes),
-            WeightChoice::As(form) => e.elements() * bits_per_weight(form) / 8,
+            WeightChoice::As(form) => e.elements() * bits_per_weight(role_of(e).held_as(form)) / 8,
         };
     }
     match needed > available.0 {
@@ -330,6 +336,8 @@ fn bits_per_weight(form: WeightForm) -> u64 {
         WeightForm::F16 | WeightForm::Bf16 => 16,
         WeightForm::Q8 => 9,
         WeightForm::Q4 => 5,
+        // The scale of a channel is spread over thousands.
+        WeightForm::E4m3 => 8,
     }
 }
 
@@ -343,16 +351,25 @@ enum Role {
 impl Role {
     /// How a weight is held that the checkpoint has as `stored`.
     fn form(self, choice: WeightChoice, stored: WeightForm) -> WeightForm {
-        match (choice, self) {
-            (WeightChoice::AsStored, _) => stored,
-            (WeightChoice::As(WeightForm::Q4), Role::Table) => WeightForm::Q8,
-            (WeightChoice::As(form), _) => form,
+        match choice {
+            WeightChoice::AsStored => stored,
+            WeightChoice::As(form) => self.held_as(form),
+        }
+    }
+
+    /// How a weight is held where `form` was asked for.
+    fn held_as(self, form: WeightForm) -> WeightForm {
+        match (form, self) {
+            (WeightForm::Q4, Role::Table) => WeightForm::Q8,
+            (WeightForm::E4m3, Role::Table) => WeightForm::Bf16,
+            _ => form,
         }
     }
 }
 
-fn role_of(name: &str) -> Role {
-    if name == names::EMBEDDING || name == names::HEAD { Role::Table } else { Role::Layer }
+fn role_of(expected: &Expected) -> Role {
+    let is_table = expected.name == names::EMBEDDING || expected.name == names::HEAD;
+    if is_table { Role::Table } else { Role::Layer }
 }
 
 /// Packs tensors one projection at a time.
@@ -481,7 +498,7 @@ fn vector(name: String, len: usize) -> Expected {
 fn wider(a: WeightForm, b: WeightForm) -> WeightForm {
     let rank = |f| match f {
         WeightForm::Q4 => 0,
-        WeightForm::Q8 => 1,
+        WeightForm::Q8 | WeightForm::E4m3 => 1,
         WeightForm::F16 | WeightForm::Bf16 => 2,
         WeightForm::F32 => 3,
     };

@@ -6,7 +6,7 @@ use kernels::cuda::driver::{Arch, DeviceInfo};
 use kernels::cuda::{CudaBackend, CudaOptions, Determinism, Driver};
 use kernels::{
     Backend, Batch, BufferId, HostTensor, HostType, KvShape, KvType, LinearId, Precision, SeqSpan,
-    StepLimits, VectorId, WeightForm,
+    StepLimits, VectorId, WeightForm, e4m3,
 };
 
 use crate::lease::{Allocations, Lease};
@@ -81,15 +81,27 @@ pub fn narrow(values: &[f32]) -> Vec<half::bf16> {
 }
 
 /// A weight with rows of about unit length.
-pub fn weight(backend: &mut dyn Backend, rng: &mut SplitMix, n: usize, k: usize) -> LinearId {
+pub fn weight(
+    backend: &mut dyn Backend,
+    rng: &mut SplitMix,
+    form: WeightForm,
+    n: usize,
+    k: usize,
+) -> LinearId {
     let scale = 1.0 / (k as f32).sqrt();
     let some: Vec<f32> = normal(rng, STRETCH.min(n * k)).iter().map(|x| x * scale).collect();
-    weight_of(backend, &repeated(&narrow(&some), n * k), n, k)
+    weight_of(backend, &repeated(&narrow(&some), n * k), form, n, k)
 }
 
-pub fn weight_of(backend: &mut dyn Backend, values: &[half::bf16], n: usize, k: usize) -> LinearId {
+pub fn weight_of(
+    backend: &mut dyn Backend,
+    values: &[half::bf16],
+    form: WeightForm,
+    n: usize,
+    k: usize,
+) -> LinearId {
     let tensor = HostTensor::new(HostType::Bf16, n, k, bytemuck::cast_slice(values)).expect("sizes agree");
-    backend.linear_weight(&[tensor], WeightForm::Bf16).expect("device memory")
+    backend.linear_weight(&[tensor], form).expect("device memory")
 }
 
 pub fn vector(backend: &mut dyn Backend, values: &[f32]) -> VectorId {
@@ -117,10 +129,24 @@ pub fn limits(backend: &mut dyn Backend, limits: StepLimits) {
 /// Makes the pool and fills all its pages with normal values.
 pub fn pool(backend: &mut dyn Backend, rng: &mut SplitMix, shape: KvShape) {
     backend.kv_pool(shape).expect("device memory");
-    let values = narrow(&normal(rng, shape.page_bytes() / 2));
-    backend.page_write(0, bytemuck::cast_slice(&values));
+    backend.page_write(0, &page(rng, &shape));
     let pairs: Vec<(u32, u32)> = (1..shape.pages as u32).map(|page| (0, page)).collect();
     backend.page_copy(&pairs);
+}
+
+/// The bytes of a page full of normal values.
+fn page(rng: &mut SplitMix, shape: &KvShape) -> Vec<u8> {
+    if shape.kind != KvType::E4m3 {
+        return bytemuck::cast_slice(&narrow(&normal(rng, shape.page_bytes() / 2))).to_vec();
+    }
+    let values = shape.page_tokens * shape.head_dim;
+    let mut bytes = Vec::with_capacity(shape.page_bytes());
+    while bytes.len() < shape.page_bytes() {
+        // Up to about 448 times 2^-7.
+        bytes.extend(normal(rng, values).iter().map(|v| e4m3::nearest(v * 128.0)));
+        bytes.extend(std::iter::repeat_n(247 - 7, shape.page_tokens));
+    }
+    bytes
 }
 
 /// Limits and a pool for steps that only have rows.

@@ -2,7 +2,7 @@
 
 use base::SplitMix;
 use kernels::cuda::CudaOptions;
-use kernels::{Backend, KvShape, KvType};
+use kernels::{Backend, KvShape, KvType, WeightForm};
 
 use crate::Twin;
 use crate::bench::{Device, bits, pool, relative, strict};
@@ -49,6 +49,8 @@ fn random(rng: &mut SplitMix, n: usize) -> (Case, Step) {
         head_dim: [128, 64, 80][n % 3],
         page_tokens: pick(rng, &[16, 32, 64]),
         window: (n % 4 == 3).then_some(100),
+        form: [WeightForm::Bf16, WeightForm::E4m3][n / 2 % 2],
+        kind: [KvType::Bf16, KvType::E4m3][n % 2],
     };
     let mut step = Step::default();
     for i in 0..pick(rng, &[1, 3, 5]) as u32 {

@@ -4,7 +4,7 @@ use base::{SplitMix, TokenId};
 use kernels::cuda::CudaOptions;
 use kernels::cuda::prefix_groups::{PrefixGroups, SharedLayer, SharingRule};
 use kernels::sample::draw;
-use kernels::{Backend, History, Precision, SampleRow, Sampled, SamplingParams};
+use kernels::{Backend, History, KvType, Precision, SampleRow, Sampled, SamplingParams, WeightForm};
 
 use crate::bench::{Device, begin_decodes, bits, filled, plain_pool, relative, strict};
 use crate::layer::{Case, Layer, Step};
@@ -13,21 +13,34 @@ use crate::report::Report;
 const TILE: u32 = kernels::ATTENTION_TILE as u32;
 
 pub fn run(device: &Device, report: &mut Report) {
-    let mut one = |what: &str, law: &dyn Fn(&Device, &str, &mut Report)| {
-        report.attempt(what, |report| law(device, what, report));
-    };
-    one("recorded steps = launched steps", &recorded);
-    one("prompt in pieces = prompt at once", &pieces);
-    one("shared prefix read once = read by each", &cascade);
-    one("draws = the CPU's", &draws);
+    for (held, layer) in [("", &LAYER), (", 8 bits", &NARROW)] {
+        let mut one = |what: &str, law: &dyn Fn(&Device, &Case, &str, &mut Report)| {
+            let what = format!("{what}{held}");
+            report.attempt(&what, |report| law(device, layer, &what, report));
+        };
+        one("recorded steps = launched steps", &recorded);
+        one("prompt in pieces = prompt at once", &pieces);
+        one("shared prefix read once = read by each", &cascade);
+    }
+    report.attempt("draws = the CPU's", |report| draws(device, "draws = the CPU's", report));
 }
 
-const LAYER: Case = Case { heads: 8, kv_heads: 2, head_dim: 128, page_tokens: 64, window: None };
+const LAYER: Case = Case {
+    heads: 8,
+    kv_heads: 2,
+    head_dim: 128,
+    page_tokens: 64,
+    window: None,
+    form: WeightForm::Bf16,
+    kind: KvType::Bf16,
+};
+/// Weights, keys and values in 8 bits.
+const NARROW: Case = Case { form: WeightForm::E4m3, kind: KvType::E4m3, ..LAYER };
 
 /// Steps of several sequences of a bucket, one token each, then of another bucket; the bits of all logits.
-fn decode(device: &Device, options: CudaOptions) -> Vec<f32> {
+fn decode(device: &Device, case: &Case, options: CudaOptions) -> Vec<f32> {
     let mut b = device.backend(options);
-    let layer = Layer::load(&mut b, &LAYER, 20, 20, 5);
+    let layer = Layer::load(&mut b, case, 20, 20, 5);
     let sizes: &[u32] =
         if device.is_small() { &[3, 4, 3, 2, 2, 2] } else { &[3, 4, 3, 3, 9, 12, 16, 9, 20, 17, 19] };
     let mut logits = Vec::new();
@@ -44,8 +57,8 @@ fn decode(device: &Device, options: CudaOptions) -> Vec<f32> {
     logits
 }
 
-fn recorded(device: &Device, what: &str, report: &mut Report) {
-    let graphs = |graphs: bool, options: CudaOptions| decode(device, CudaOptions { graphs, ..options });
+fn recorded(device: &Device, case: &Case, what: &str, report: &mut Report) {
+    let graphs = |graphs: bool, options: CudaOptions| decode(device, case, CudaOptions { graphs, ..options });
     let (with, without) = (graphs(true, strict()), graphs(false, strict()));
     report.check(what, &format!("{} bits", with.len()), bits(&with) == bits(&without));
     let fast = graphs(true, CudaOptions::default());
@@ -53,13 +66,13 @@ fn recorded(device: &Device, what: &str, report: &mut Report) {
     report.check(&format!("{what}, fast"), &format!("{error:.2e} from strict"), error < 2e-2);
 }
 
-fn pieces(device: &Device, what: &str, report: &mut Report) {
+fn pieces(device: &Device, case: &Case, what: &str, report: &mut Report) {
     let (tokens, cuts): (u32, &[&[u32]]) =
         if device.is_small() { (280, &[&[257]]) } else { (900, &[&[1, 256, 700], &[100, 357, 358], &[899]]) };
     let table: Vec<u32> = (0..tokens.div_ceil(64)).collect();
     let run = |cuts: &[u32]| {
         let mut b = device.backend(strict());
-        let layer = Layer::load(&mut b, &LAYER, tokens as usize, 1, 6);
+        let layer = Layer::load(&mut b, case, tokens as usize, 1, 6);
         let (mut from, mut logits) = (0, Vec::new());
         for &to in cuts.iter().chain([&tokens]) {
             let mut step = Step::default();
@@ -76,10 +89,10 @@ fn pieces(device: &Device, what: &str, report: &mut Report) {
 }
 
 /// Two that share three tiles, a third that shares two of them, a fourth one, a fifth none.
-fn cascade(device: &Device, what: &str, report: &mut Report) {
+fn cascade(device: &Device, held: &Case, what: &str, report: &mut Report) {
     let rule = SharingRule::Thresholds { tokens_min: TILE, rows_min: 2 };
     for (heads, kv_heads, head_dim, run) in [(8, 2, 128, 1), (7, 1, 64, 1), (4, 1, 128, 3)] {
-        let case = Case { heads, kv_heads, head_dim, page_tokens: 64, window: None };
+        let case = Case { heads, kv_heads, head_dim, ..*held };
         let mut step = Step::default();
         for (i, tiles) in (0u32..).zip([3u32, 3, 2, 1, 0]) {
             let start = tiles * TILE + 90 * i + 1;

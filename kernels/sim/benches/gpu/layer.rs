@@ -5,7 +5,7 @@ use std::cell::Cell;
 use base::SplitMix;
 use kernels::{
     AttentionShape, Backend, Batch, BufferId, KvShape, KvType, LinearId, Precision, Replay, RopeId,
-    RopeStore, RopeTable, SeqSpan, StepLimits, VectorId,
+    RopeStore, RopeTable, SeqSpan, StepLimits, VectorId, WeightForm,
 };
 
 use crate::bench::{limits, normal, pool, vector, weight};
@@ -25,6 +25,9 @@ pub struct Case {
     pub head_dim: usize,
     pub page_tokens: usize,
     pub window: Option<u32>,
+    /// How weights, keys and values are held.
+    pub form: WeightForm,
+    pub kind: KvType,
 }
 
 /// A batch that owns its arrays.
@@ -99,11 +102,11 @@ impl Layer {
         let table = RopeTable { inv_freq, magnitude: 1.0, positions: POSITIONS };
         let layer = Self {
             shape,
-            embedding: weight(b, rng, VOCAB, HIDDEN),
-            qkv_w: weight(b, rng, shape.qkv_cols(), HIDDEN),
-            o_w: weight(b, rng, HIDDEN, shape.q_cols()),
-            gate_up_w: weight(b, rng, 1024, HIDDEN),
-            down_w: weight(b, rng, HIDDEN, 512),
+            embedding: weight(b, rng, WeightForm::Bf16, VOCAB, HIDDEN),
+            qkv_w: weight(b, rng, case.form, shape.qkv_cols(), HIDDEN),
+            o_w: weight(b, rng, case.form, HIDDEN, shape.q_cols()),
+            gate_up_w: weight(b, rng, case.form, 1024, HIDDEN),
+            down_w: weight(b, rng, case.form, HIDDEN, 512),
             norm: vector(b, &near_one),
             bias: vector(b, &bias),
             rope: b.rope_table(&table).expect("device memory"),
@@ -111,7 +114,7 @@ impl Layer {
             replays: Cell::new(0),
         };
         let (page_tokens, kv_heads, head_dim) = (case.page_tokens, case.kv_heads, case.head_dim);
-        let kind = KvType::Bf16;
+        let kind = case.kind;
         pool(b, rng, KvShape { pages: PAGES, page_tokens, layers: 2, kv_heads, head_dim, kind });
         layer
     }

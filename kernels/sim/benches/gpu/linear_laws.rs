@@ -3,10 +3,11 @@
 use base::SplitMix;
 use half::bf16;
 use kernels::cuda::driver::{DevicePtr, Driver, Launch, Swizzle, TensorMapSpec};
+use kernels::cuda::linear_fp8::Fp8Weights;
 use kernels::cuda::linear_plan::{self, LinearBoxes, LinearFamily, LinearPlan};
 use kernels::cuda::params::linear::{LinearOutput, LinearParams, LinearSm90Params};
 use kernels::cuda::{CudaOptions, Determinism};
-use kernels::{Backend, Precision};
+use kernels::{Backend, Precision, WeightForm, e4m3};
 
 use crate::bench::{
     Device, begin_rows, bits, narrow, normal, plain_pool, relative, strict, vector, weight_of,
@@ -32,19 +33,37 @@ impl Product {
         Self { x, w, bias, rows, n, k }
     }
 
-    fn in_f64(&self) -> Vec<f32> {
-        let rows = self.x.chunks(self.k).take(self.rows);
-        let dot = |x: &[bf16], w: &[bf16]| {
-            x.iter().zip(w).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>() as f32
+    /// In the form that e4m3 kernels read.
+    fn fp8(&self) -> Fp8Weights {
+        let wide: Vec<f32> = self.w.iter().map(|w| w.to_f32()).collect();
+        Fp8Weights::quantize(&wide, self.k)
+    }
+
+    /// As they are multiplied.
+    fn weights(&self, family: LinearFamily) -> Vec<f64> {
+        if family != LinearFamily::Fp8 {
+            return self.w.iter().map(|w| w.to_f64()).collect();
+        }
+        let Fp8Weights { bytes, scales } = self.fp8();
+        let one = |i: usize| {
+            let (row, at) = (i / self.k, i % self.k);
+            f64::from(e4m3::value(bytes[row * self.k + e4m3::place(at)])) * f64::from(scales[row])
         };
-        rows.flat_map(|x| self.w.chunks(self.k).map(move |w| dot(x, w))).collect()
+        (0..self.w.len()).map(one).collect()
+    }
+
+    fn in_f64(&self, family: LinearFamily) -> Vec<f32> {
+        let rows = self.x.chunks(self.k).take(self.rows);
+        let weights = self.weights(family);
+        let dot = |x: &[bf16], w: &[f64]| x.iter().zip(w).map(|(a, b)| a.to_f64() * b).sum::<f64>() as f32;
+        rows.flat_map(|x| weights.chunks(self.k).map(move |w| dot(x, w))).collect()
     }
 
     /// By the backend's choice of kernel, or by the library.
     fn by(&self, device: &Device, determinism: Determinism, biased: bool, out: Precision) -> Vec<f32> {
         let mut b = device.backend(CudaOptions { determinism, ..strict() });
         plain_pool(&mut b, &mut SplitMix::new(1), self.rows);
-        let w = weight_of(&mut b, &self.w, self.n, self.k);
+        let w = weight_of(&mut b, &self.w, WeightForm::Bf16, self.n, self.k);
         let bias = biased.then(|| vector(&mut b, &self.bias));
         let x = b.buffer(self.rows, self.k, Precision::Half).expect("device memory");
         let wide: Vec<f32> = self.x.iter().map(|v| v.to_f32()).collect();
@@ -59,7 +78,7 @@ impl Product {
 pub fn run(device: &Device, report: &mut Report) {
     report.attempt("library near strict", |report| library(device, report));
     let hopper = device.info().arch.is_hopper();
-    for family in [LinearFamily::Mma, LinearFamily::Wgmma] {
+    for family in [LinearFamily::Mma, LinearFamily::Wgmma, LinearFamily::Fp8] {
         if family == LinearFamily::Wgmma && !hopper {
             continue;
         }
@@ -93,9 +112,9 @@ fn library(device: &Device, report: &mut Report) {
 fn plans(driver: &dyn Driver, device: &Device, family: LinearFamily, report: &mut Report) {
     let (n, k) = if device.is_small() { (72, 320) } else { (1000, 2048) };
     let whole = Product::new(300, n, k);
-    let operands = Operands::new(driver, &whole);
+    let operands = Operands::new(driver, &whole, family);
     let reference = operands.run(driver, &linear_plan::all_plans(family, 300, n as u32, 132)[0], 300);
-    let error = relative(&reference, &whole.in_f64());
+    let error = relative(&reference, &whole.in_f64(family));
     report.check("product near f64", &format!("{family:?}: {error:.2e}"), error < 1e-4);
     for rows in [1, 17, 64, 300] {
         for plan in linear_plan::all_plans(family, rows, n as u32, 132) {
@@ -122,8 +141,10 @@ fn zeros(driver: &dyn Driver, family: LinearFamily, report: &mut Report) {
         }
         long
     };
-    for (what, long) in [("x", longer(true)), ("w", longer(false))] {
-        let (short, long) = (Operands::new(driver, &short), Operands::new(driver, &long));
+    // Longer rows of e4m3 weights have another scale, unless what is added are zeros.
+    let in_x = (family != LinearFamily::Fp8).then(|| ("x", longer(true)));
+    for (what, long) in in_x.into_iter().chain([("w", longer(false))]) {
+        let [short, long] = [&short, &long].map(|of| Operands::new(driver, of, family));
         for plan in linear_plan::all_plans(family, 40, 72, 132) {
             let same = bits(&short.run(driver, &plan, 40)) == bits(&long.run(driver, &plan, 40));
             report.check("zeros change nothing", &format!("{} zeros in {what}", plan.kernel), same);
@@ -135,6 +156,8 @@ fn zeros(driver: &dyn Driver, family: LinearFamily, report: &mut Report) {
 struct Operands {
     x: DevicePtr,
     w: DevicePtr,
+    /// Of e4m3.
+    scales: DevicePtr,
     out: DevicePtr,
     live: DevicePtr,
     rows: usize,
@@ -143,15 +166,23 @@ struct Operands {
 }
 
 impl Operands {
-    fn new(driver: &dyn Driver, of: &Product) -> Self {
+    fn new(driver: &dyn Driver, of: &Product, family: LinearFamily) -> Self {
         let put = |bytes: &[u8]| {
             let at = driver.alloc(bytes.len(), "a product").expect("device memory");
             driver.upload(at, bytes);
             at
         };
+        let (w, scales) = match family {
+            LinearFamily::Fp8 => {
+                let Fp8Weights { bytes, scales } = of.fp8();
+                (put(&bytes), put(bytemuck::cast_slice(&scales)))
+            }
+            _ => (put(bytemuck::cast_slice(&of.w)), DevicePtr::NULL),
+        };
         Self {
             x: put(bytemuck::cast_slice(&of.x)),
-            w: put(bytemuck::cast_slice(&of.w)),
+            w,
+            scales,
             out: put(&vec![0xff; of.rows * of.n * 4]),
             live: put(&0u32.to_le_bytes()),
             rows: of.rows,
@@ -173,7 +204,7 @@ impl Operands {
         };
         match plan.boxes {
             None => {
-                let (x, w, scale) = (self.x, self.w, DevicePtr::NULL);
+                let (x, w, scale) = (self.x, self.w, self.scales);
                 let params = LinearParams { x, w, scale, rows_live, out, k, padding: 0 };
                 launch(bytemuck::bytes_of(&params));
             }

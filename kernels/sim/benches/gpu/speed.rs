@@ -7,7 +7,7 @@
 use base::SplitMix;
 use kernels::cuda::sharing::SharingRule;
 use kernels::cuda::{CudaOptions, Determinism};
-use kernels::{Backend, Batch, KvShape, KvType, Precision, SeqSpan, StepLimits};
+use kernels::{Backend, Batch, KvShape, KvType, Precision, SeqSpan, StepLimits, WeightForm};
 
 use crate::bench::{Device, begin_rows, filled, limits, normal, plain_pool, pool, strict, weight};
 use crate::report::{Report, Row};
@@ -73,7 +73,7 @@ pub fn ceilings(device: &Device, found: &mut Ceilings, report: &mut Report) {
         let n = sizes.square;
         let operations = 2.0 * (n as f64).powi(3);
         for determinism in [Determinism::Fast, Determinism::Strict] {
-            let time = product(device, determinism, &[n], n, n)[0];
+            let time = product(device, determinism, WeightForm::Bf16, &[n], n, n)[0];
             let by = if determinism == Determinism::Fast { "fast" } else { "own" };
             report.row(&rate(&format!("product {n}^3, {by}"), "TFLOP/s", operations / 1e12, time, "-"));
             // Without a library our own rate would be its own ceiling.
@@ -108,8 +108,12 @@ pub fn attention(device: &Device, ceilings: Ceilings, report: &mut Report) {
         let case = format!("decode attention {seqs} x {tokens}");
         report.attempt(&case.clone(), |report| {
             let bytes = f64::from(seqs) * f64::from(tokens) * token_bytes(sizes);
-            let time = attend(device, &decode(seqs, tokens, 0), CudaOptions::default());
-            report.row(&micros(case, time, Some(ceilings.floor(bytes, 0.0)), "90 %"));
+            let runs = decode(seqs, tokens, 0);
+            let time = attend(device, &runs, KvType::Bf16, CudaOptions::default());
+            report.row(&micros(case.clone(), time, Some(ceilings.floor(bytes, 0.0)), "90 %"));
+            let bytes = bytes / token_bytes(sizes) * narrow_token_bytes(sizes);
+            let time = attend(device, &runs, KvType::E4m3, CudaOptions::default());
+            report.row(&micros(format!("{case}, fp8"), time, Some(ceilings.floor(bytes, 0.0)), "-"));
         });
     }
     for &tokens in sizes.prefills {
@@ -117,8 +121,10 @@ pub fn attention(device: &Device, ceilings: Ceilings, report: &mut Report) {
         report.attempt(&case.clone(), |report| {
             let pairs = f64::from(tokens) * f64::from(tokens) / 2.0;
             let flops = 4.0 * (sizes.shape.head_dim * sizes.shape.heads) as f64 * pairs;
-            let time = attend(device, &[(0, tokens, 0)], CudaOptions::default());
-            report.row(&micros(case, time, Some(ceilings.floor(0.0, flops)), "60 %"));
+            let one = |kind| attend(device, &[(0, tokens, 0)], kind, CudaOptions::default());
+            let floor = Some(ceilings.floor(0.0, flops));
+            report.row(&micros(case.clone(), one(KvType::Bf16), floor, "60 %"));
+            report.row(&micros(format!("{case}, fp8"), one(KvType::E4m3), floor, "-"));
         });
     }
 }
@@ -126,6 +132,11 @@ pub fn attention(device: &Device, ceilings: Ceilings, report: &mut Report) {
 /// Bytes of keys and values of a token in one layer.
 fn token_bytes(sizes: &Sizes) -> f64 {
     (2 * sizes.shape.kv_heads * sizes.shape.head_dim * 2) as f64
+}
+
+/// The same in e4m3, exponents among them.
+fn narrow_token_bytes(sizes: &Sizes) -> f64 {
+    (2 * sizes.shape.kv_heads * (sizes.shape.head_dim + 1)) as f64
 }
 
 /// A sequence of the step: tokens before it, tokens in it, tokens that it shares with all others.
@@ -136,7 +147,7 @@ fn decode(seqs: u32, tokens: u32, shared: u32) -> Vec<Run> {
 }
 
 /// Attention of one layer.
-fn attend(device: &Device, runs: &[Run], options: CudaOptions) -> Timing {
+fn attend(device: &Device, runs: &[Run], kind: KvType, options: CudaOptions) -> Timing {
     let shape = sizes::of(device).shape;
     let mut b = device.backend(options);
     let rng = &mut SplitMix::new(2);
@@ -150,7 +161,7 @@ fn attend(device: &Device, runs: &[Run], options: CudaOptions) -> Timing {
     let out = b.buffer(rows as usize, shape.q_cols(), Precision::Half).expect("device memory");
     let (spans, table) = spread(runs, rng);
     let pages = table.iter().max().map_or(0, |&last| last as usize + 1);
-    let (kv_heads, head_dim, kind) = (shape.kv_heads, shape.head_dim, KvType::Bf16);
+    let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
     pool(&mut b, rng, KvShape { pages, page_tokens: PAGE, layers: LAYERS, kv_heads, head_dim, kind });
     let tokens = vec![0; rows as usize];
     b.begin(&Batch { tokens: &tokens, spans: &spans, page_table: &table });
@@ -191,7 +202,8 @@ pub fn shared(device: &Device, report: &mut Report) {
         report.attempt(&format!("sharing {seqs} x {tokens}"), |report| {
             let runs = decode(seqs, tokens + OWN, tokens);
             let always = SharingRule::Thresholds { tokens_min: 0, rows_min: 0 };
-            let by = |sharing| attend(device, &runs, CudaOptions { sharing, ..CudaOptions::default() });
+            let options = |sharing| CudaOptions { sharing, ..CudaOptions::default() };
+            let by = |sharing| attend(device, &runs, KvType::Bf16, options(sharing));
             let [together, flat] = [by(Some(always)), by(None)].map(|time| time.median * 1e6);
             let shape = sizes::of(device).shape;
             let spared = f64::from(seqs - 1) * f64::from(tokens) * token_bytes(sizes::of(device));
@@ -204,13 +216,13 @@ fn cascade(device: &Device, ceilings: Ceilings, case: &Cascade, name: &str, repo
     let (seqs, shared, own, target) = *case;
     let sizes = sizes::of(device);
     let runs = decode(seqs, shared + own, shared);
-    let together = attend(device, &runs, CudaOptions::default());
+    let together = attend(device, &runs, KvType::Bf16, CudaOptions::default());
     let bytes = f64::from(shared + seqs * own) * token_bytes(sizes);
     // The shared stretch is one long product of all queries, which may outlast its bytes.
     let width = (sizes.shape.heads * sizes.shape.head_dim) as f64;
     let flops = 4.0 * f64::from(seqs) * f64::from(shared + own) * width;
     report.row(&micros(name.into(), together, Some(ceilings.floor(bytes, flops)), "-"));
-    let flat = attend(device, &runs, CudaOptions { sharing: None, ..CudaOptions::default() });
+    let flat = attend(device, &runs, KvType::Bf16, CudaOptions { sharing: None, ..CudaOptions::default() });
     let bytes = f64::from(seqs) * f64::from(shared + own) * token_bytes(sizes);
     report.row(&micros(format!("{name}, flat"), flat, Some(ceilings.floor(bytes, 0.0)), "-"));
     let (value, best) = (flat.median / together.median, flat.best / together.best);
@@ -222,13 +234,18 @@ pub fn linears(device: &Device, ceilings: Ceilings, report: &mut Report) {
     for &(name, n, k) in sizes.products {
         let is_served = |rows: &&usize| name != "head" || **rows <= sizes.head_rows_max;
         let rows: Vec<usize> = sizes.product_rows.iter().filter(is_served).copied().collect();
-        for (kind, determinism) in [("own", Determinism::Strict), ("fast", Determinism::Fast)] {
+        for (kind, determinism, form, target) in [
+            ("own", Determinism::Strict, WeightForm::Bf16, "90 %"),
+            ("fast", Determinism::Fast, WeightForm::Bf16, "90 %"),
+            ("fp8", Determinism::Strict, WeightForm::E4m3, "-"),
+        ] {
             report.attempt(&format!("{name}, {kind}"), |report| {
-                let times = product(device, determinism, &rows, n, k);
+                let times = product(device, determinism, form, &rows, n, k);
                 for (&rows, time) in rows.iter().zip(times) {
-                    let bytes = (n * k + rows * (n + k)) as f64 * 2.0;
+                    let weights = n * k * if form == WeightForm::E4m3 { 1 } else { 2 };
+                    let bytes = (weights + 2 * rows * (n + k)) as f64;
                     let floor = ceilings.floor(bytes, 2.0 * (rows * n * k) as f64);
-                    report.row(&micros(format!("{name} {rows} rows, {kind}"), time, Some(floor), "90 %"));
+                    report.row(&micros(format!("{name} {rows} rows, {kind}"), time, Some(floor), target));
                 }
             });
         }
@@ -236,12 +253,19 @@ pub fn linears(device: &Device, ceilings: Ceilings, report: &mut Report) {
 }
 
 /// Products of each number of rows; weights rotate past the L2.
-fn product(device: &Device, determinism: Determinism, rows: &[usize], n: usize, k: usize) -> Vec<Timing> {
+fn product(
+    device: &Device,
+    determinism: Determinism,
+    form: WeightForm,
+    rows: &[usize],
+    n: usize,
+    k: usize,
+) -> Vec<Timing> {
     let mut b = device.backend(CudaOptions { determinism, ..strict() });
     let rng = &mut SplitMix::new(4);
     let rows_max = rows.iter().copied().max().unwrap_or(1);
     plain_pool(&mut b, rng, rows_max);
-    let weights: Vec<_> = (0..copies(device, n * k * 2)).map(|_| weight(&mut b, rng, n, k)).collect();
+    let weights: Vec<_> = (0..copies(device, n * k * 2)).map(|_| weight(&mut b, rng, form, n, k)).collect();
     let x = b.buffer(rows_max, k, Precision::Half).expect("device memory");
     let y = b.buffer(rows_max, n, Precision::Half).expect("device memory");
     let rounds = weights.len().next_multiple_of(8);

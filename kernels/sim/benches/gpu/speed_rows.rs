@@ -22,7 +22,8 @@ const PAGE: usize = 64;
 
 pub fn rows(device: &Device, ceilings: Ceilings, report: &mut Report) {
     report.attempt("ops of rows", |report| norm_and_act(device, ceilings, report));
-    report.attempt("rope + store", |report| rope(device, ceilings, report));
+    report.attempt("rope + store", |report| rope(device, KvType::Bf16, ceilings, report));
+    report.attempt("rope + store, fp8", |report| rope(device, KvType::E4m3, ceilings, report));
 }
 
 fn norm_and_act(device: &Device, ceilings: Ceilings, report: &mut Report) {
@@ -50,7 +51,7 @@ fn norm_and_act(device: &Device, ceilings: Ceilings, report: &mut Report) {
     report.row(&micros(format!("silu·mul {rows} x {inner}"), time, floor(inner * 6), "80 %"));
 }
 
-fn rope(device: &Device, ceilings: Ceilings, report: &mut Report) {
+fn rope(device: &Device, kind: KvType, ceilings: Ceilings, report: &mut Report) {
     const LAYERS: usize = 4;
     let Sizes { rows, shape, .. } = *sizes::of(device);
     let mut b = device.backend(CudaOptions::default());
@@ -60,16 +61,18 @@ fn rope(device: &Device, ceilings: Ceilings, report: &mut Report) {
     let table = RopeTable { inv_freq, magnitude: 1.0, positions: rows };
     let rope = Some(b.rope_table(&table).expect("device memory"));
     let (pages, kv_heads, head_dim) = (rows.div_ceil(PAGE), shape.kv_heads, shape.head_dim);
-    let kind = KvType::Bf16;
-    pool(&mut b, rng, KvShape { pages, page_tokens: PAGE, layers: LAYERS, kv_heads, head_dim, kind });
+    let kv = KvShape { pages, page_tokens: PAGE, layers: LAYERS, kv_heads, head_dim, kind };
+    pool(&mut b, rng, kv);
     let qkv = [0; 3].map(|_| filled(&mut b, rng, rows, shape.qkv_cols(), Precision::Half));
     begin_rows(&mut b, rows);
     let spec = RopeStore { shape, rope, q_norm: None, k_norm: None, eps: 1e-5 };
     let time = timing::recorded(device, 12, &mut |i| b.rope_store(qkv[i % 3], i % LAYERS, &spec));
     // q, k, v are read; q is written in place, k and v go to their pages.
-    let bytes = rows * 2 * (shape.qkv_cols() + shape.q_cols() + 2 * kv_heads * head_dim);
+    let stored = 2 * kv_heads * kv.block_bytes() / PAGE;
+    let bytes = rows * (2 * (shape.qkv_cols() + shape.q_cols()) + stored);
     let floor = Some(ceilings.floor(bytes as f64, 0.0));
-    report.row(&micros(format!("rope + store {rows}"), time, floor, "80 %"));
+    let (held, target) = if kind == KvType::E4m3 { (", fp8", "-") } else { ("", "80 %") };
+    report.row(&micros(format!("rope + store {rows}{held}"), time, floor, target));
 }
 
 pub fn sampling(device: &Device, ceilings: Ceilings, report: &mut Report) {

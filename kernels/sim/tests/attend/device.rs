@@ -1,8 +1,11 @@
 //! A step in device memory: launched, and what must not have been written looked at.
 
+use kernels::KvType;
 use kernels::cuda::attend_plan::AttendPlan;
 use kernels::cuda::driver::{DevicePtr, TensorMap};
-use kernels::cuda::params::attend::{AttendArgs, AttendItem, AttendMmaParams, AttendSm90Params};
+use kernels::cuda::params::attend::{
+    AttendArgs, AttendItem, AttendMmaParams, AttendSm90E4m3Params, AttendSm90Params,
+};
 use kernels::cuda::params::merge::{MergeParams, MergeRow};
 
 use super::scene::{Family, LAYER, LAYERS, NAN, Run, Scene, rows_of};
@@ -95,7 +98,10 @@ fn q_stride(scene: &Scene) -> usize {
 
 /// What lies in device memory for a step.
 struct Device {
+    /// In bf16.
     pool: Guarded<u16>,
+    /// In e4m3; empty for models of bf16.
+    narrow: Guarded<u8>,
     q: Guarded<u16>,
     /// Items, row list, positions, page table, merge rows, slots, live counts.
     words: Vec<Guarded<u32>>,
@@ -127,6 +133,10 @@ impl Device {
         }
         Device {
             pool: Guarded::from(&scene.pool(runs)),
+            narrow: match scene.model.kind {
+                KvType::E4m3 => Guarded::from(&scene.narrow_pool(runs)),
+                _ => Guarded::new(0),
+            },
             q: Guarded::from(&q),
             words: words.iter().map(|words| Guarded::from(words)).collect(),
             out: Guarded::new(rows.len() * out_stride(scene)),
@@ -184,11 +194,16 @@ impl Device {
         let kernel = m.kernel(family).expect("a kernel for this head dimension");
         let (items_max, kv_heads) = (plan.items.len() as u32 + 1, m.kv_heads as u32);
         let pool = self.pool.address();
-        if family == Family::Mma {
+        if family == Family::Mma || family == Family::MmaE4m3 {
+            let is_narrow = family == Family::MmaE4m3;
+            assert!(!is_narrow || m.kind == KvType::E4m3);
+            let block = if is_narrow { block + m.page } else { block };
+            let kv = if is_narrow { self.narrow.address() } else { pool };
+            let element = if is_narrow { 1 } else { 2 };
             let params = AttendMmaParams {
                 args,
-                kv: DevicePtr(pool + (LAYER * 2 * m.kv_heads * block * 2) as u64),
-                page_stride: page_stride as u64,
+                kv: DevicePtr(kv + (LAYER * 2 * m.kv_heads * block * element) as u64),
+                page_stride: (LAYERS * 2 * m.kv_heads * block) as u64,
                 value_offset: (m.kv_heads * block) as u64,
                 head_stride: block as u64,
             };
@@ -196,15 +211,27 @@ impl Device {
             run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &params, seed);
             return;
         }
-        let spec = cusim::TensorMapSpec {
+        let blocks = LAYERS * 2 * m.kv_heads;
+        let mut spec = cusim::TensorMapSpec {
             base: pool,
             element_bytes: 2,
-            dims: [m.head_dim, m.page, LAYERS * 2 * m.kv_heads, scene.pages].map(|n| n as u64).to_vec(),
+            dims: [m.head_dim, m.page, blocks, scene.pages].map(|n| n as u64).to_vec(),
             strides: [m.head_dim, block, page_stride].map(|n| n as u64 * 2).to_vec(),
             tile: vec![64, m.page as u32, 1, 1],
             swizzle: cusim::Swizzle::Bytes128,
         };
-        let params = AttendSm90Params {
+        let narrow_block = block + m.page;
+        if matches!(family, Family::Sm90E4m3(_)) {
+            spec = cusim::TensorMapSpec {
+                base: self.narrow.address(),
+                dims: [m.head_dim / 2, m.page, blocks, scene.pages].map(|n| n as u64).to_vec(),
+                strides: [m.head_dim, narrow_block, blocks * narrow_block].map(|n| n as u64).to_vec(),
+                tile: vec![m.head_dim as u32 / 2, m.page as u32, 1, 1],
+                swizzle: cusim::Swizzle::None,
+                ..spec
+            };
+        }
+        let at = AttendSm90Params {
             map: TensorMap(spec.encode().expect("a map that the driver takes")),
             args,
             block_base: (LAYER * 2 * m.kv_heads) as u32,
@@ -212,13 +239,26 @@ impl Device {
             pages: scene.pages as u32,
             pad: [0; 3],
         };
-        let launch = kernel.launch(items_max, kv_heads, &params);
-        run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &params, seed);
+        if matches!(family, Family::Sm90E4m3(_)) {
+            let params = AttendSm90E4m3Params {
+                at,
+                exponents: DevicePtr(self.narrow.address() + (m.page * m.head_dim) as u64),
+                page_bytes: (blocks * narrow_block) as u64,
+                block_bytes: narrow_block as u64,
+                pad: [0; 5],
+            };
+            let launch = kernel.launch(items_max, kv_heads, &params);
+            run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &params, seed);
+            return;
+        }
+        let launch = kernel.launch(items_max, kv_heads, &at);
+        run(launch.kernel, launch.grid, [launch.block, 1, 1], launch.smem, &at, seed);
     }
 
     /// Guards, and that every state was written; gives the output.
     fn check(self) -> Vec<u16> {
         self.pool.assert_guards("pool");
+        self.narrow.assert_guards("pool of e4m3");
         self.part_o.assert_guards("part_o");
         let sums = self.part_ml.take("part_ml");
         assert!(sums.iter().all(|v| !v.is_nan()), "a state was not written");

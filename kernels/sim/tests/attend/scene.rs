@@ -1,16 +1,17 @@
 //! Sequences in a paged pool, steps over them, and attention of a step in f64.
 //!
-//! What is dead is NaN: tokens not yet written, pages that nobody has, the other layer, columns of a fused row that
+//! Pages of e4m3 are given twice: as they lie in memory, and as bf16 of the same values, over which the bf16 kernels
+//! must sum to the same bits. What is dead is NaN: tokens not yet written, pages that nobody has, the other layer, columns of a fused row that
 //! are not q. Values follow from (page, slot) and (sequence, position), so that two steps that mean the same read
 //! the same.
 
 use base::SplitMix;
 use half::bf16;
-use kernels::SeqSpan;
 use kernels::cuda::attend_plan::{AttendGeometry, AttendGroup, AttendLimits, AttendPlan};
 use kernels::cuda::params::attend::{AttendKernel, AttendWidth};
+use kernels::{KvType, SeqSpan, e4m3};
 
-use crate::support::{assert_close, bf16_values};
+use crate::support::{assert_close, bf16_values, bf16_vec};
 
 pub const NAN: u16 = 0x7fff;
 pub const LAYERS: usize = 2;
@@ -20,11 +21,22 @@ pub const LAYER: usize = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
     Mma,
+    /// Over pages of e4m3.
+    MmaE4m3,
     Sm90(AttendWidth),
+    Sm90E4m3(AttendWidth),
 }
 
-pub const FAMILIES: [Family; 3] =
-    [Family::Mma, Family::Sm90(AttendWidth::Narrow), Family::Sm90(AttendWidth::Wide)];
+impl Family {
+    /// The family over bf16 whose bits it must have, for one that reads e4m3.
+    pub fn wide(self) -> Option<Family> {
+        match self {
+            Family::Mma | Family::Sm90(_) => None,
+            Family::MmaE4m3 => Some(Family::Mma),
+            Family::Sm90E4m3(width) => Some(Family::Sm90(width)),
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 pub struct Model {
@@ -33,6 +45,7 @@ pub struct Model {
     pub head_dim: usize,
     pub page: usize,
     pub window: Option<u32>,
+    pub kind: KvType,
 }
 
 impl Model {
@@ -45,7 +58,9 @@ impl Model {
     pub fn kernel(&self, family: Family) -> Option<AttendKernel> {
         match family {
             Family::Mma => AttendKernel::mma(self.head_dim),
+            Family::MmaE4m3 => AttendKernel::mma_e4m3(self.head_dim),
             Family::Sm90(width) => AttendKernel::sm90(self.head_dim, width),
+            Family::Sm90E4m3(width) => AttendKernel::sm90_e4m3(self.head_dim, width),
         }
     }
     fn first_visible(&self, position: usize) -> usize {
@@ -161,7 +176,42 @@ impl Scene {
         (LAYERS * 2 * self.model.kv_heads * block, block)
     }
 
+    /// The pool in bf16, with the values that pages of the model's type hold.
     pub fn pool(&self, runs: &[Run]) -> Vec<u16> {
+        match self.model.kind {
+            KvType::E4m3 => self.pool_of(runs, e4m3::run_stored),
+            _ => self.pool_of(runs, <[f32]>::to_vec),
+        }
+    }
+
+    /// The same pool in e4m3: of each block its rows, interleaved, then their exponents.
+    pub fn narrow_pool(&self, runs: &[Run]) -> Vec<u8> {
+        let (m, dim) = (&self.model, self.model.head_dim);
+        let mut pool = Vec::new();
+        for block in self.pool(runs).chunks(m.page * dim) {
+            let rows: Vec<Option<Vec<f32>>> =
+                block.chunks(dim).map(|row| (row[0] != NAN).then(|| bf16_values(row))).collect();
+            pool.extend(rows.iter().flat_map(|row| row.as_ref().map_or(vec![0xff; dim], |row| narrow(row))));
+            pool.extend(rows.iter().map(|row| row.as_ref().map_or(0xff, |row| e4m3::run_exponent(row))));
+        }
+        pool
+    }
+
+    /// What a row of keys or values is before anybody rounds it to 8 bits. Rows of 8-bit pages differ in size.
+    fn row(&self, page: u32, head_block: usize, slot: usize, values: &[u16]) -> Vec<f32> {
+        let mut row = bf16_values(values);
+        if self.model.kind == KvType::E4m3 {
+            let mut rng =
+                SplitMix::new(self.seed ^ (u64::from(page) << 20 | (head_block << 8 | slot) as u64));
+            let (n, least) = if head_block < self.model.kv_heads { (4, -2) } else { (9, -4) };
+            let by = rng.below(n) as i32 + least;
+            row.iter_mut().for_each(|v| *v *= f32::exp2(by as f32));
+        }
+        row
+    }
+
+    /// `keep` says what becomes of a row.
+    fn pool_of(&self, runs: &[Run], keep: impl Fn(&[f32]) -> Vec<f32>) -> Vec<u16> {
         let (page_stride, block) = self.strides();
         let (m, dim) = (&self.model, self.model.head_dim);
         let mut pool = vec![NAN; self.pages * page_stride];
@@ -175,8 +225,11 @@ impl Scene {
                 for head_block in 0..2 * m.kv_heads {
                     let at = page as usize * page_stride + (LAYER * 2 * m.kv_heads + head_block) * block;
                     let values = noise(self.seed ^ (u64::from(page) << 8 | head_block as u64), block, 1.0);
-                    let part = (slots.start % m.page) * dim..(slots.end - i * m.page) * dim;
-                    pool[at..at + block][part.clone()].copy_from_slice(&values[part]);
+                    for slot in slots.start % m.page..slots.end - i * m.page {
+                        let part = slot * dim..(slot + 1) * dim;
+                        let row = keep(&self.row(page, head_block, slot, &values[part.clone()]));
+                        pool[at..at + block][part].copy_from_slice(&bf16_vec(&row));
+                    }
                 }
             }
         }
@@ -185,13 +238,21 @@ impl Scene {
 
     /// The outputs of all rows, in f64.
     pub fn reference(&self, runs: &[Run]) -> Vec<f64> {
-        let pool = self.pool(runs);
+        self.reference_over(&self.pool(runs), runs)
+    }
+
+    /// The same over keys and values that nobody rounded to 8 bits.
+    pub fn reference_before_rounding(&self, runs: &[Run]) -> Vec<f64> {
+        self.reference_over(&self.pool_of(runs, <[f32]>::to_vec), runs)
+    }
+
+    fn reference_over(&self, pool: &[u16], runs: &[Run]) -> Vec<f64> {
         let mut out = Vec::new();
         for (sequence, position) in rows_of(runs) {
             let q = bf16_values(&self.query(sequence, position));
             for head in 0..self.model.heads() {
                 let q = &q[head * self.model.head_dim..][..self.model.head_dim];
-                out.extend(self.reference_head(&pool, sequence, position, head / self.model.group, q));
+                out.extend(self.reference_head(pool, sequence, position, head / self.model.group, q));
             }
         }
         out
@@ -244,6 +305,12 @@ fn prefix_sums(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
             Some(*sum - n)
         })
         .collect()
+}
+
+fn narrow(row: &[f32]) -> Vec<u8> {
+    let inverse = 1.0 / e4m3::run_scale(e4m3::run_exponent(row));
+    let codes: Vec<u8> = row.iter().map(|v| e4m3::nearest(v * inverse)).collect();
+    codes.as_chunks().0.iter().flat_map(|group| e4m3::interleaved(*group)).collect()
 }
 
 /// Standard normal bf16 bits; cheap, since tests make millions (a sum of uniforms).

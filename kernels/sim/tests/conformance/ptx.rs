@@ -25,6 +25,9 @@ pub fn expected(case: &Case) -> Option<Vec<u32>> {
         "e4m3_decode" => each(&|i| e4m3_value(i as u8)),
         "e4m3_encode" => (0..words).map(|i| u32::from(e4m3_nearest(float(i)))).collect(),
         "e4m3_widen" => input.iter().map(|w| widened(w >> 8) | widened(w >> 24) << 16).collect(),
+        "e4m3_scaled" => {
+            input.chunks(2).map(|c| scaled(c[0] >> 8, c[1]) | scaled(c[0] >> 24, c[1] >> 16) << 16).collect()
+        }
         "vector_copy" => (0..words).map(|i| input[i ^ 4]).collect(),
         "cp_async" => cp_async(input),
         "shared_arrays" => (0..64).rev().flat_map(|t| [0, 1, 2].map(|k| input[t].wrapping_add(k))).collect(),
@@ -42,6 +45,12 @@ pub fn expected(case: &Case) -> Option<Vec<u32>> {
 /// cvt.rn.bf16: the nearest, ties to even; one NaN for all.
 fn rounded(v: f32) -> u16 {
     if v.is_nan() { 0x7fff } else { bf16(v) }
+}
+
+/// The same, 2^120 times smaller, times the bf16 of the lower half of `scale`.
+fn scaled(word: u32, scale: u32) -> u32 {
+    let value = f64::from(f32_of(widened(word) as u16)) * 2f64.powi(-120);
+    u32::from(rounded((value * f64::from(f32_of(scale as u16))) as f32))
 }
 
 /// The bf16 of the lowest byte; what would be NaN counts on as a number.

@@ -40,6 +40,7 @@ impl Kernel for RunPiece<'_> {
         match self.input.pages.shape().kind {
             KvType::F32 => self.over::<L, F32>(lanes),
             KvType::Bf16 => self.over::<L, Bf16>(lanes),
+            KvType::E4m3 => unreachable!("refused when the pages were made"),
         }
     }
 }

@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
+use super::form::Form;
 use super::geometry::{GROUP, row_group_bytes};
 use super::pack::{bf16_bits, pair};
 use super::quant::quantize_activations;
 #[cfg(target_arch = "x86_64")]
 use super::x86::activations_avx512::pack_whole;
-use crate::WeightForm;
 use crate::cpu::arena::Rows;
 use crate::cpu::isa::Isa;
 
@@ -37,7 +37,7 @@ pub fn pack_block(
     x: &Rows<'_>,
     block: Range<usize>,
     part: Range<usize>,
-    form: WeightForm,
+    form: Form,
     isa: Isa,
     out: &mut [u8],
 ) {
@@ -54,13 +54,7 @@ pub fn pack_block(
 
 /// Whole groups by hand-written code, the ragged last one by the plain loop.
 #[cfg(target_arch = "x86_64")]
-fn pack_block_avx512(
-    x: &Rows<'_>,
-    block: Range<usize>,
-    part: Range<usize>,
-    form: WeightForm,
-    out: &mut [u8],
-) {
+fn pack_block_avx512(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: Form, out: &mut [u8]) {
     let whole = part.start..part.end.min(x.cols / GROUP).max(part.start);
     let (done, rest) = out.split_at_mut(whole.len() * block.len() * row_group_bytes(form));
     // SAFETY: the set was found at run time.
@@ -72,12 +66,12 @@ fn pack_block_avx512(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn pack_block_avx2(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: WeightForm, out: &mut [u8]) {
+fn pack_block_avx2(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: Form, out: &mut [u8]) {
     pack_block_any(x, block, part, form, out);
 }
 
 #[inline(always)]
-fn pack_block_any(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: WeightForm, out: &mut [u8]) {
+fn pack_block_any(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: Form, out: &mut [u8]) {
     let count = block.len();
     for (lane, row) in block.enumerate() {
         let row = x.row(row);
@@ -93,17 +87,17 @@ fn pack_block_any(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: W
 }
 
 #[inline(always)]
-fn pack_group(values: &[f32; GROUP], lane: usize, count: usize, form: WeightForm, out: &mut [u8]) {
+fn pack_group(values: &[f32; GROUP], lane: usize, count: usize, form: Form, out: &mut [u8]) {
     match form {
-        WeightForm::F32 | WeightForm::F16 => scatter(out, lane, count, values.map(f32::to_bits)),
-        WeightForm::Bf16 => {
+        Form::F32 | Form::F16 => scatter(out, lane, count, values.map(f32::to_bits)),
+        Form::Bf16 => {
             let bits = values.map(bf16_bits);
             let pairs: [u32; 16] = std::array::from_fn(|j| pair(bits[2 * j], bits[2 * j + 1]));
             scatter(out, lane, count, pairs);
         }
-        WeightForm::Q8 | WeightForm::Q4 => {
+        Form::Q8 | Form::Q4 => {
             let (scale, q) = quantize_activations(values);
-            let offset = if form == WeightForm::Q8 { -128 } else { -8 };
+            let offset = if form == Form::Q8 { -128 } else { -8 };
             let sum: i32 = q.iter().map(|&v| i32::from(v)).sum();
             let mut words = [0u32; 10];
             for (word, b) in words.iter_mut().zip(q.as_chunks::<4>().0) {
@@ -142,7 +136,7 @@ mod tests {
     fn a_row_packs_to_the_same_words_in_any_block() {
         let data: Vec<f32> = (0..5 * 70).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
         let x = Rows::new(&data, 5, 70);
-        for form in [WeightForm::F32, WeightForm::F16, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4] {
+        for form in [Form::F32, Form::F16, Form::Bf16, Form::Q8, Form::Q4] {
             let size = 3 * row_group_bytes(form);
             let mut all = vec![0u8; 5 * size];
             pack_block(&x, 0..5, 0..3, form, Isa::Portable, &mut all);

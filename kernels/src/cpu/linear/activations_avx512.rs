@@ -8,22 +8,22 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::geometry::{GROUP, row_group_bytes};
-use crate::WeightForm;
 use crate::cpu::arena::Rows;
+use crate::cpu::linear::form::Form;
 
 /// As `activations::pack_block`, for whole groups only.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
-pub fn pack_whole(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: WeightForm, out: &mut [u8]) {
+pub fn pack_whole(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: Form, out: &mut [u8]) {
     let count = block.len();
     let size = count * row_group_bytes(form);
     assert!(out.len() >= part.len() * size && part.end * GROUP <= x.cols && count <= 16);
     for (g, out) in part.zip(out.chunks_exact_mut(size)) {
         match form {
-            WeightForm::Bf16 => {
+            Form::Bf16 => {
                 // SAFETY: `out` holds the group's 16 steps.
                 unsafe { store_steps(transpose(load(x, &block, |row| bf16_pairs(row, g))), count, out) };
             }
-            WeightForm::F32 | WeightForm::F16 => {
+            Form::F32 | Form::F16 => {
                 let (low, high) = out.split_at_mut(size / 2);
                 // SAFETY: each half holds 16 steps.
                 unsafe {
@@ -31,8 +31,8 @@ pub fn pack_whole(x: &Rows<'_>, block: Range<usize>, part: Range<usize>, form: W
                     store_steps(transpose(load(x, &block, |row| words(row, g * GROUP + 16))), count, high);
                 }
             }
-            WeightForm::Q8 => quantized(x, &block, g, -128, out),
-            WeightForm::Q4 => quantized(x, &block, g, -8, out),
+            Form::Q8 => quantized(x, &block, g, -128, out),
+            Form::Q4 => quantized(x, &block, g, -8, out),
         }
     }
 }

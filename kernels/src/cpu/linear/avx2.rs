@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::super::geometry::{GROUP, group_bytes};
 use super::super::tile::{Tile, TileFn};
-use crate::WeightForm;
+use crate::cpu::linear::form::Form;
 
 pub const ROWS: usize = 4;
 
@@ -24,13 +24,13 @@ macro_rules! by_rows {
     };
 }
 
-pub fn select(form: WeightForm, rows: usize) -> TileFn {
+pub fn select(form: Form, rows: usize) -> TileFn {
     match form {
-        WeightForm::F32 => by_rows!(f32_tile, rows),
-        WeightForm::F16 => by_rows!(f16_tile, rows),
-        WeightForm::Bf16 => by_rows!(bf16_tile, rows),
-        WeightForm::Q8 => by_rows!(q8_tile, rows),
-        WeightForm::Q4 => by_rows!(q4_tile, rows),
+        Form::F32 => by_rows!(f32_tile, rows),
+        Form::F16 => by_rows!(f16_tile, rows),
+        Form::Bf16 => by_rows!(bf16_tile, rows),
+        Form::Q8 => by_rows!(q8_tile, rows),
+        Form::Q4 => by_rows!(q4_tile, rows),
     }
 }
 
@@ -173,7 +173,7 @@ unsafe fn q8_tile<const R: usize>(t: &Tile) {
         unsafe {
             let mut acc = load_acc::<R>(t, half);
             for g in 0..t.groups {
-                let w = t.weight.add(g * group_bytes(WeightForm::Q8));
+                let w = t.weight.add(g * group_bytes(Form::Q8));
                 let x = t.x.add(g * R * 40);
                 let mut sums = open_group::<R>(x.add(R * 32).cast());
                 for j in 0..GROUP / 4 {
@@ -222,7 +222,7 @@ unsafe fn q4_tile<const R: usize>(t: &Tile) {
         unsafe {
             let mut acc = load_acc::<R>(t, half);
             for g in 0..t.groups {
-                let w = t.weight.add(g * group_bytes(WeightForm::Q4));
+                let w = t.weight.add(g * group_bytes(Form::Q4));
                 let x = t.x.add(g * R * 40);
                 let mut sums = open_group::<R>(x.add(R * 32).cast());
                 for j in 0..GROUP / 8 {

@@ -13,7 +13,7 @@ use std::mem::transmute;
 
 use super::super::geometry::GROUP;
 use super::super::tile::{Reuse, Tile, TileFn};
-use crate::WeightForm;
+use crate::cpu::linear::form::Form;
 
 pub const ROWS_FLOAT: usize = 12;
 pub const ROWS_INT: usize = 6;
@@ -32,13 +32,13 @@ macro_rules! by_rows {
     };
 }
 
-pub fn select(form: WeightForm, rows: usize, reuse: Reuse) -> TileFn {
+pub fn select(form: Form, rows: usize, reuse: Reuse) -> TileFn {
     match form {
-        WeightForm::F32 => by_rows!(f32_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
-        WeightForm::F16 => by_rows!(f16_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
-        WeightForm::Bf16 => by_rows!(bf16_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
-        WeightForm::Q8 => by_rows!(q8_tile, rows, reuse, [1 2 3 4 5 6]),
-        WeightForm::Q4 => by_rows!(q4_tile, rows, reuse, [1 2 3 4 5 6]),
+        Form::F32 => by_rows!(f32_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
+        Form::F16 => by_rows!(f16_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
+        Form::Bf16 => by_rows!(bf16_tile, rows, reuse, [1 2 3 4 5 6 7 8 9 10 11 12]),
+        Form::Q8 => by_rows!(q8_tile, rows, reuse, [1 2 3 4 5 6]),
+        Form::Q4 => by_rows!(q4_tile, rows, reuse, [1 2 3 4 5 6]),
     }
 }
 

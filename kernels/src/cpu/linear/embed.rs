@@ -6,9 +6,9 @@
 
 use half::{bf16, f16};
 
+use super::form::Form;
 use super::geometry::{GROUP, PANEL, group_bytes, high_nibble, scales_at, weight_at};
 use super::{Linear, Slab};
-use crate::WeightForm;
 
 impl Linear {
     /// Widens the weights of output `row` into `out`.
@@ -23,27 +23,27 @@ impl Linear {
     }
 }
 
-fn read_group(form: WeightForm, group: &[u8], lane: usize, out: &mut [f32]) {
+fn read_group(form: Form, group: &[u8], lane: usize, out: &mut [f32]) {
     let half = |at: usize| u16::from_le_bytes([group[at], group[at + 1]]);
     let places = (0..GROUP).map(|i| weight_at(form, lane, i));
     let scale = || f16::from_bits(half(scales_at(form) + lane * 2)).to_f32();
     match form {
-        WeightForm::F32 => {
+        Form::F32 => {
             out.iter_mut().zip(places).for_each(|(o, at)| {
                 *o = f32::from_le_bytes([group[at], group[at + 1], group[at + 2], group[at + 3]]);
             });
         }
-        WeightForm::F16 => {
+        Form::F16 => {
             out.iter_mut().zip(places).for_each(|(o, at)| *o = f16::from_bits(half(at)).to_f32());
         }
-        WeightForm::Bf16 => {
+        Form::Bf16 => {
             out.iter_mut().zip(places).for_each(|(o, at)| *o = bf16::from_bits(half(at)).to_f32());
         }
-        WeightForm::Q8 => {
+        Form::Q8 => {
             let scale = scale();
             out.iter_mut().zip(places).for_each(|(o, at)| *o = (i16::from(group[at]) - 128) as f32 * scale);
         }
-        WeightForm::Q4 => {
+        Form::Q4 => {
             let scale = scale();
             for (i, (o, at)) in out.iter_mut().zip(places).enumerate() {
                 let nibble = if high_nibble(i) { group[at] >> 4 } else { group[at] & 15 };

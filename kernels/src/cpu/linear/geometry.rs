@@ -20,7 +20,7 @@
 //! memory. Outputs and inputs are padded with zeros to 32. Not the file's row-major layout: a dot product
 //! along a row needs a reduction per output and as many streams as outputs in flight.
 
-use crate::WeightForm;
+use super::form::Form;
 
 /// Outputs of one panel.
 pub const PANEL: usize = 32;
@@ -28,42 +28,42 @@ pub const PANEL: usize = 32;
 pub const GROUP: usize = 32;
 
 /// Bytes of one group of one panel.
-pub fn group_bytes(form: WeightForm) -> usize {
+pub fn group_bytes(form: Form) -> usize {
     match form {
-        WeightForm::F32 => PANEL * GROUP * 4,
-        WeightForm::F16 | WeightForm::Bf16 => PANEL * GROUP * 2,
-        WeightForm::Q8 => PANEL * GROUP + PANEL * 2,
-        WeightForm::Q4 => PANEL * GROUP / 2 + PANEL * 2,
+        Form::F32 => PANEL * GROUP * 4,
+        Form::F16 | Form::Bf16 => PANEL * GROUP * 2,
+        Form::Q8 => PANEL * GROUP + PANEL * 2,
+        Form::Q4 => PANEL * GROUP / 2 + PANEL * 2,
     }
 }
 
 /// Where the f16 scales start inside a group of a quantized form.
-pub fn scales_at(form: WeightForm) -> usize {
+pub fn scales_at(form: Form) -> usize {
     match form {
-        WeightForm::Q8 => PANEL * GROUP,
-        WeightForm::Q4 => PANEL * GROUP / 2,
+        Form::Q8 => PANEL * GROUP,
+        Form::Q4 => PANEL * GROUP / 2,
         _ => unreachable!("{form:?} has no scales"),
     }
 }
 
 /// Bytes of one row's packed activations in one group.
-pub fn row_group_bytes(form: WeightForm) -> usize {
+pub fn row_group_bytes(form: Form) -> usize {
     match form {
-        WeightForm::F32 | WeightForm::F16 => GROUP * 4,
-        WeightForm::Bf16 => GROUP * 2,
-        WeightForm::Q8 | WeightForm::Q4 => GROUP + 4 + 4,
+        Form::F32 | Form::F16 => GROUP * 4,
+        Form::Bf16 => GROUP * 2,
+        Form::Q8 | Form::Q4 => GROUP + 4 + 4,
     }
 }
 
 /// Byte offset inside a group of the weight of output `o` (0..32) for input `i` (0..32); for q4 the byte
 /// that holds its nibble.
-pub fn weight_at(form: WeightForm, o: usize, i: usize) -> usize {
+pub fn weight_at(form: Form, o: usize, i: usize) -> usize {
     match form {
-        WeightForm::F32 => (i * PANEL + o) * 4,
-        WeightForm::F16 => (i * PANEL + o) * 2,
-        WeightForm::Bf16 => ((i / 2 * PANEL + o) * 2 + i % 2) * 2,
-        WeightForm::Q8 => (i / 4 * PANEL + o) * 4 + i % 4,
-        WeightForm::Q4 => (i / 8 * PANEL + o) * 4 + i % 4,
+        Form::F32 => (i * PANEL + o) * 4,
+        Form::F16 => (i * PANEL + o) * 2,
+        Form::Bf16 => ((i / 2 * PANEL + o) * 2 + i % 2) * 2,
+        Form::Q8 => (i / 4 * PANEL + o) * 4 + i % 4,
+        Form::Q4 => (i / 8 * PANEL + o) * 4 + i % 4,
     }
 }
 
@@ -79,10 +79,10 @@ mod tests {
 
     #[test]
     fn every_weight_of_a_group_has_its_own_place() {
-        for form in [WeightForm::F32, WeightForm::F16, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4] {
+        for form in [Form::F32, Form::F16, Form::Bf16, Form::Q8, Form::Q4] {
             let places: HashSet<_> = (0..PANEL)
                 .flat_map(|o| (0..GROUP).map(move |i| (o, i)))
-                .map(|(o, i)| (weight_at(form, o, i), form == WeightForm::Q4 && high_nibble(i)))
+                .map(|(o, i)| (weight_at(form, o, i), form == Form::Q4 && high_nibble(i)))
                 .collect();
             assert_eq!(places.len(), PANEL * GROUP, "{form:?}");
             assert!(places.iter().all(|&(at, _)| at < group_bytes(form)));

@@ -15,6 +15,7 @@
 
 mod activations;
 mod embed;
+mod form;
 mod geometry;
 mod pack;
 mod portable;
@@ -28,6 +29,7 @@ mod tests;
 use std::ops::Range;
 
 use activations::{Blocks, pack_block};
+pub use form::Form;
 pub use geometry::{GROUP, PANEL};
 use geometry::{group_bytes, row_group_bytes};
 use tile::{Reuse, Tile, TileFn};
@@ -35,7 +37,7 @@ use tile::{Reuse, Tile, TileFn};
 use super::arena::{Region, Rows, RowsMut, Slab, Span};
 use super::isa::Isa;
 use super::pool::{Lots, Pool, share};
-use crate::{HostTensor, KernelError, WeightForm};
+use crate::{HostTensor, KernelError};
 
 /// How far ahead of its use a weight that is read once is prefetched.
 const AHEAD_BYTES: usize = 4096;
@@ -47,7 +49,7 @@ const STEAL_ROWS: usize = 48;
 /// A packed weight `[outputs, inputs]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
-    pub form: WeightForm,
+    pub form: Form,
     pub outputs: usize,
     pub inputs: usize,
     span: Span,
@@ -57,7 +59,7 @@ impl Linear {
     /// Packs `parts`, stacked along their rows, into `slab`.
     pub fn load(
         parts: &[HostTensor<'_>],
-        form: WeightForm,
+        form: Form,
         isa: Isa,
         pool: &Pool,
         slab: &mut Slab,
@@ -190,7 +192,7 @@ fn pack_rows(machine: Machine<'_>, weight: &Linear, x: &Rows<'_>, blocks: &Block
 
 /// One linear op, ready to run: everything that workers share.
 struct Op<'a> {
-    form: WeightForm,
+    form: Form,
     groups: usize,
     outputs: usize,
     weights: &'a [u8],
@@ -315,7 +317,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new(isa: Isa, form: WeightForm, blocks: &Blocks) -> Self {
+    fn new(isa: Isa, form: Form, blocks: &Blocks) -> Self {
         let reuse = if blocks.count == 1 { Reuse::Once } else { Reuse::Again };
         let sizes = (0..blocks.count).map(|b| blocks.rows(b).len());
         let (least, most) = sizes.fold((usize::MAX, 0), |(lo, hi), n| (lo.min(n), hi.max(n)));

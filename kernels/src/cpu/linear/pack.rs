@@ -7,12 +7,13 @@
 
 use half::f16;
 
+use super::form::Form;
 use super::geometry::{GROUP, PANEL, group_bytes, scales_at};
 use super::quant::{QuantGroup, quantize_q4, quantize_q8};
 use crate::cpu::arena::RowsMut;
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::{Pool, Tickets};
-use crate::{HostTensor, HostType, KernelError, WeightForm};
+use crate::{HostTensor, HostType, KernelError};
 
 /// Groups of a row that are packed before the next row's: what is written stays in the first-level cache.
 const CHUNK: usize = 8;
@@ -27,7 +28,7 @@ pub fn stacked(parts: &[HostTensor<'_>]) -> Result<(usize, usize), KernelError> 
 }
 
 /// Fills `panels` (one row per panel) with `parts` stacked.
-pub fn pack(parts: &[HostTensor<'_>], form: WeightForm, isa: Isa, pool: &Pool, panels: &RowsMut<'_, u8>) {
+pub fn pack(parts: &[HostTensor<'_>], form: Form, isa: Isa, pool: &Pool, panels: &RowsMut<'_, u8>) {
     let sources: Vec<RowBytes<'_>> =
         parts.iter().flat_map(|part| (0..part.rows()).map(|row| RowBytes::of(part, row))).collect();
     let tickets = Tickets::new(panels.rows, 1);
@@ -64,7 +65,7 @@ impl<'a> RowBytes<'a> {
     }
 }
 
-fn pack_panel(rows: &[RowBytes<'_>], form: WeightForm, isa: Isa, out: &mut [u8]) {
+fn pack_panel(rows: &[RowBytes<'_>], form: Form, isa: Isa, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: the set was found at run time.
@@ -76,12 +77,12 @@ fn pack_panel(rows: &[RowBytes<'_>], form: WeightForm, isa: Isa, out: &mut [u8])
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
-fn pack_panel_avx2(rows: &[RowBytes<'_>], form: WeightForm, out: &mut [u8]) {
+fn pack_panel_avx2(rows: &[RowBytes<'_>], form: Form, out: &mut [u8]) {
     pack_panel_any(rows, form, out);
 }
 
 #[inline(always)]
-fn pack_panel_any(rows: &[RowBytes<'_>], form: WeightForm, out: &mut [u8]) {
+fn pack_panel_any(rows: &[RowBytes<'_>], form: Form, out: &mut [u8]) {
     let size = group_bytes(form);
     for (c, chunk) in out.chunks_mut(CHUNK * size).enumerate() {
         for (o, row) in rows.iter().enumerate() {
@@ -117,33 +118,33 @@ fn prefetch_later(rows: &[RowBytes<'_>], o: usize, c: usize) {
 }
 
 #[inline(always)]
-fn pack_lane(group: &mut [u8], o: usize, kind: HostType, bytes: &[u8], form: WeightForm) {
+fn pack_lane(group: &mut [u8], o: usize, kind: HostType, bytes: &[u8], form: Form) {
     match form {
-        WeightForm::Bf16 if kind == HostType::Bf16 => scatter(group, o, words::<16>(bytes)),
-        WeightForm::F16 if kind == HostType::F16 => scatter_halves(group, o, halves(bytes)),
-        WeightForm::F32 if kind == HostType::F32 => scatter(group, o, words::<32>(bytes)),
+        Form::Bf16 if kind == HostType::Bf16 => scatter(group, o, words::<16>(bytes)),
+        Form::F16 if kind == HostType::F16 => scatter_halves(group, o, halves(bytes)),
+        Form::F32 if kind == HostType::F32 => scatter(group, o, words::<32>(bytes)),
         _ => pack_converted(group, o, &widened(kind, bytes), form),
     }
 }
 
 #[inline(always)]
-fn pack_converted(group: &mut [u8], o: usize, values: &[f32; GROUP], form: WeightForm) {
+fn pack_converted(group: &mut [u8], o: usize, values: &[f32; GROUP], form: Form) {
     match form {
-        WeightForm::F32 => scatter(group, o, values.map(f32::to_bits)),
-        WeightForm::F16 => scatter_halves(group, o, values.map(|v| f16::from_f32(v).to_bits())),
-        WeightForm::Bf16 => {
+        Form::F32 => scatter(group, o, values.map(f32::to_bits)),
+        Form::F16 => scatter_halves(group, o, values.map(|v| f16::from_f32(v).to_bits())),
+        Form::Bf16 => {
             let bits = values.map(bf16_bits);
             let pairs: [u32; 16] = std::array::from_fn(|j| pair(bits[2 * j], bits[2 * j + 1]));
             scatter(group, o, pairs);
         }
-        WeightForm::Q8 => {
+        Form::Q8 => {
             let quant = quantize_q8(values);
             let bytes = quant.values.map(|v| (i16::from(v) + 128) as u8);
             let quads: [u32; 8] = std::array::from_fn(|j| quad(&bytes[4 * j..]));
             scatter(group, o, quads);
             store_scale(group, o, &quant, form);
         }
-        WeightForm::Q4 => {
+        Form::Q4 => {
             let quant = quantize_q4(values);
             let n = quant.values.map(|v| (v + 8) as u8);
             let both: [u8; 16] = std::array::from_fn(|b| {
@@ -159,11 +160,11 @@ fn pack_converted(group: &mut [u8], o: usize, values: &[f32; GROUP], form: Weigh
 
 /// Zero weights for outputs that the panel has but the tensor lacks: the offset with scale zero.
 #[inline(always)]
-fn offset_missing(group: &mut [u8], present: usize, form: WeightForm) {
+fn offset_missing(group: &mut [u8], present: usize, form: Form) {
     for o in present..PANEL {
         match form {
-            WeightForm::Q8 => scatter(group, o, [0x8080_8080u32; 8]),
-            WeightForm::Q4 => scatter(group, o, [0x8888_8888u32; 4]),
+            Form::Q8 => scatter(group, o, [0x8080_8080u32; 8]),
+            Form::Q4 => scatter(group, o, [0x8888_8888u32; 4]),
             _ => {} // zero already
         }
     }
@@ -185,7 +186,7 @@ fn scatter_halves(group: &mut [u8], o: usize, halves: [u16; GROUP]) {
 }
 
 #[inline(always)]
-fn store_scale(group: &mut [u8], o: usize, quant: &QuantGroup, form: WeightForm) {
+fn store_scale(group: &mut [u8], o: usize, quant: &QuantGroup, form: Form) {
     let at = scales_at(form) + o * 2;
     group[at..at + 2].copy_from_slice(&quant.scale.to_bits().to_le_bytes());
 }
@@ -250,7 +251,7 @@ mod tests {
     use half::bf16;
     use proptest::prelude::*;
 
-    fn packed(values: &[f32], rows: usize, form: WeightForm, isa: Isa) -> Vec<u8> {
+    fn packed(values: &[f32], rows: usize, form: Form, isa: Isa) -> Vec<u8> {
         let cols = values.len() / rows;
         let bytes = bytemuck::cast_slice(values);
         let tensor = HostTensor::new(HostType::F32, rows, cols, bytes).unwrap();
@@ -274,7 +275,7 @@ mod tests {
     fn every_instruction_set_packs_the_same_bytes() {
         let mut rng = base::SplitMix::new(7);
         let values: Vec<f32> = (0..37 * 70).map(|_| (rng.next_u64() % 2001) as f32 / 1000.0 - 1.0).collect();
-        for form in [WeightForm::F32, WeightForm::F16, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4] {
+        for form in [Form::F32, Form::F16, Form::Bf16, Form::Q8, Form::Q4] {
             let plain = packed(&values, 37, form, Isa::Portable);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 assert!(packed(&values, 37, form, isa) == plain, "{form:?} {isa:?}");

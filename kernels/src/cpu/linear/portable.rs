@@ -5,13 +5,13 @@
 
 use half::f16;
 
+use super::form::Form;
 use super::geometry::{GROUP, PANEL, group_bytes, row_group_bytes, scales_at};
 use super::tile::{Tile, TileFn};
-use crate::WeightForm;
 
 pub const ROWS: usize = 4;
 
-pub fn select(form: WeightForm, rows: usize) -> TileFn {
+pub fn select(form: Form, rows: usize) -> TileFn {
     match rows {
         1 => by_form::<1>(form),
         2 => by_form::<2>(form),
@@ -21,13 +21,13 @@ pub fn select(form: WeightForm, rows: usize) -> TileFn {
     }
 }
 
-fn by_form<const R: usize>(form: WeightForm) -> TileFn {
+fn by_form<const R: usize>(form: Form) -> TileFn {
     match form {
-        WeightForm::F32 => tile::<R, F32>,
-        WeightForm::F16 => tile::<R, F16>,
-        WeightForm::Bf16 => tile::<R, Bf16>,
-        WeightForm::Q8 => tile::<R, Q8>,
-        WeightForm::Q4 => tile::<R, Q4>,
+        Form::F32 => tile::<R, F32>,
+        Form::F16 => tile::<R, F16>,
+        Form::Bf16 => tile::<R, Bf16>,
+        Form::Q8 => tile::<R, Q8>,
+        Form::Q4 => tile::<R, Q4>,
     }
 }
 
@@ -35,7 +35,7 @@ type Lanes = [f32; PANEL];
 
 /// One group of one form.
 trait Group {
-    const FORM: WeightForm;
+    const FORM: Form;
     /// Adds the group `w` times the group `x` of R rows to `acc`.
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]);
 }
@@ -77,7 +77,7 @@ fn widen_bf16(bits: u32) -> f32 {
 
 struct F32;
 impl Group for F32 {
-    const FORM: WeightForm = WeightForm::F32;
+    const FORM: Form = Form::F32;
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]) {
         for (i, step) in w.as_chunks::<{ PANEL * 4 }>().0.iter().enumerate() {
             let w: Lanes = std::array::from_fn(|o| f32::from_bits(word(step, o)));
@@ -90,7 +90,7 @@ impl Group for F32 {
 
 struct F16;
 impl Group for F16 {
-    const FORM: WeightForm = WeightForm::F16;
+    const FORM: Form = Form::F16;
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]) {
         for (i, step) in w.as_chunks::<{ PANEL * 2 }>().0.iter().enumerate() {
             let halves = step.as_chunks::<2>().0;
@@ -104,7 +104,7 @@ impl Group for F16 {
 
 struct Bf16;
 impl Group for Bf16 {
-    const FORM: WeightForm = WeightForm::Bf16;
+    const FORM: Form = Form::Bf16;
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]) {
         for (i, step) in w.as_chunks::<{ PANEL * 4 }>().0.iter().enumerate() {
             let even: Lanes = std::array::from_fn(|o| widen_bf16(word(step, o) & 0xffff));
@@ -121,7 +121,7 @@ impl Group for Bf16 {
 /// The end of a group of either integer form: exact integer sums, then one rounding per factor.
 fn close_group<const R: usize>(
     sums: &[[i32; PANEL]; R],
-    form: WeightForm,
+    form: Form,
     w: &[u8],
     x: &[u8],
     acc: &mut [Lanes; R],
@@ -157,7 +157,7 @@ fn dot_quad<const R: usize>(
 
 struct Q8;
 impl Group for Q8 {
-    const FORM: WeightForm = WeightForm::Q8;
+    const FORM: Form = Form::Q8;
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]) {
         let mut sums = [[0i32; PANEL]; R];
         for (quad, step) in w.as_chunks::<{ PANEL * 4 }>().0.iter().take(GROUP / 4).enumerate() {
@@ -169,7 +169,7 @@ impl Group for Q8 {
 
 struct Q4;
 impl Group for Q4 {
-    const FORM: WeightForm = WeightForm::Q4;
+    const FORM: Form = Form::Q4;
     fn add<const R: usize>(w: &[u8], x: &[u8], acc: &mut [Lanes; R]) {
         let mut sums = [[0i32; PANEL]; R];
         for (both, step) in w.as_chunks::<{ PANEL * 4 }>().0.iter().take(GROUP / 8).enumerate() {

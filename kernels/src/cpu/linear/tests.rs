@@ -6,8 +6,7 @@ use half::{bf16, f16};
 use super::*;
 use crate::HostType;
 
-const FORMS: [WeightForm; 5] =
-    [WeightForm::F32, WeightForm::F16, WeightForm::Bf16, WeightForm::Q8, WeightForm::Q4];
+const FORMS: [Form; 5] = [Form::F32, Form::F16, Form::Bf16, Form::Q8, Form::Q4];
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())
@@ -28,7 +27,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(values: &[f32], outputs: usize, form: WeightForm, isa: Isa, threads: usize) -> Self {
+    fn new(values: &[f32], outputs: usize, form: Form, isa: Isa, threads: usize) -> Self {
         let (pool, mut slab) = (Pool::new(threads).unwrap(), Slab::default());
         let inputs = values.len() / outputs;
         let tensor = HostTensor::new(HostType::F32, outputs, inputs, bytemuck::cast_slice(values)).unwrap();
@@ -53,7 +52,7 @@ impl Bench {
 }
 
 /// The value that a weight has after packing, by the scalar rules.
-fn held(row: &[f32], form: WeightForm) -> Vec<f64> {
+fn held(row: &[f32], form: Form) -> Vec<f64> {
     let quantized = |quantize: fn(&[f32; GROUP]) -> quant::QuantGroup| {
         let groups = row.chunks(GROUP).map(|part| {
             let mut group = [0.0; GROUP];
@@ -63,20 +62,20 @@ fn held(row: &[f32], form: WeightForm) -> Vec<f64> {
         groups.flat_map(|g| g.values.map(|v| f64::from(v) * g.scale.to_f64())).take(row.len()).collect()
     };
     match form {
-        WeightForm::F32 => row.iter().map(|&w| f64::from(w)).collect(),
-        WeightForm::F16 => row.iter().map(|&w| f16::from_f32(w).to_f64()).collect(),
-        WeightForm::Bf16 => row.iter().map(|&w| bf16::from_f32(w).to_f64()).collect(),
-        WeightForm::Q8 => quantized(quant::quantize_q8),
-        WeightForm::Q4 => quantized(quant::quantize_q4),
+        Form::F32 => row.iter().map(|&w| f64::from(w)).collect(),
+        Form::F16 => row.iter().map(|&w| f16::from_f32(w).to_f64()).collect(),
+        Form::Bf16 => row.iter().map(|&w| bf16::from_f32(w).to_f64()).collect(),
+        Form::Q8 => quantized(quant::quantize_q8),
+        Form::Q4 => quantized(quant::quantize_q4),
     }
 }
 
 /// The value that an activation has inside the op.
-fn seen(row: &[f32], form: WeightForm) -> Vec<f64> {
+fn seen(row: &[f32], form: Form) -> Vec<f64> {
     match form {
-        WeightForm::F32 | WeightForm::F16 => row.iter().map(|&x| f64::from(x)).collect(),
-        WeightForm::Bf16 => row.iter().map(|&x| bf16::from_f32(x).to_f64()).collect(),
-        WeightForm::Q8 | WeightForm::Q4 => {
+        Form::F32 | Form::F16 => row.iter().map(|&x| f64::from(x)).collect(),
+        Form::Bf16 => row.iter().map(|&x| bf16::from_f32(x).to_f64()).collect(),
+        Form::Q8 | Form::Q4 => {
             let groups = row.chunks(GROUP).map(|part| {
                 let mut group = [0.0; GROUP];
                 group[..part.len()].copy_from_slice(part);
@@ -113,7 +112,7 @@ fn integer_forms_are_exact_where_their_scales_are_powers_of_two() {
     let (outputs, inputs, rows) = (48, 320, 9);
     let mut rng = SplitMix::new(5);
     let mut draw = |low: i64, high: i64| (rng.below((high - low + 1) as u64) as i64 + low) as f32;
-    for (form, low, high, extreme) in [(WeightForm::Q8, -127, 127, 127.0), (WeightForm::Q4, -8, 7, -8.0)] {
+    for (form, low, high, extreme) in [(Form::Q8, -127, 127, 127.0), (Form::Q4, -8, 7, -8.0)] {
         let mut w: Vec<f32> = (0..outputs * inputs).map(|_| draw(low, high) * 0.25).collect();
         w.chunks_mut(GROUP).for_each(|group| group[3] = extreme * 0.25);
         let mut x: Vec<f32> = (0..rows * inputs).map(|_| draw(-127, 127) * 0.5).collect();
@@ -199,6 +198,6 @@ fn a_row_reads_back_as_it_is_held() {
 
 #[test]
 fn no_rows_is_no_work() {
-    let mut bench = Bench::new(&random(64, 1), 2, WeightForm::Bf16, Isa::detect(), 2);
+    let mut bench = Bench::new(&random(64, 1), 2, Form::Bf16, Isa::detect(), 2);
     assert!(bench.apply(&[], None).is_empty());
 }

@@ -8,8 +8,8 @@
 //! count runs the same instructions in the same order per output; only how many rows share a loaded weight
 //! differs. That is the whole proof that one row and five hundred give the same bits.
 
+use super::form::Form;
 use super::{portable, x86};
-use crate::WeightForm;
 use crate::cpu::isa::Isa;
 
 /// Arguments of one call.
@@ -46,9 +46,9 @@ pub enum Reuse {
 }
 
 /// Most rows of one tile.
-pub fn rows_max(isa: Isa, form: WeightForm) -> usize {
+pub fn rows_max(isa: Isa, form: Form) -> usize {
     match (isa, form) {
-        (Isa::Avx512, WeightForm::Q8 | WeightForm::Q4) => x86::avx512::ROWS_INT,
+        (Isa::Avx512, Form::Q8 | Form::Q4) => x86::avx512::ROWS_INT,
         (Isa::Avx512, _) => x86::avx512::ROWS_FLOAT,
         (Isa::Avx2, _) => x86::avx2::ROWS,
         (Isa::Portable, _) => portable::ROWS,
@@ -56,7 +56,7 @@ pub fn rows_max(isa: Isa, form: WeightForm) -> usize {
 }
 
 /// The tile for `rows` rows.
-pub fn select(isa: Isa, form: WeightForm, rows: usize, reuse: Reuse) -> TileFn {
+pub fn select(isa: Isa, form: Form, rows: usize, reuse: Reuse) -> TileFn {
     assert!(rows >= 1 && rows <= rows_max(isa, form), "a tile of {rows} rows");
     match isa {
         Isa::Avx512 => x86::avx512::select(form, rows, reuse),

@@ -15,7 +15,7 @@ pub mod avx512 {
     pub const ROWS_INT: usize = 1;
     pub const ROWS_FLOAT: usize = 1;
     pub fn select(
-        _: crate::WeightForm,
+        _: super::form::Form,
         _: usize,
         _: super::super::tile::Reuse,
     ) -> super::super::tile::TileFn {
@@ -25,7 +25,7 @@ pub mod avx512 {
 #[cfg(not(target_arch = "x86_64"))]
 pub mod avx2 {
     pub const ROWS: usize = 1;
-    pub fn select(_: crate::WeightForm, _: usize) -> super::super::tile::TileFn {
+    pub fn select(_: super::super::form::Form, _: usize) -> super::super::tile::TileFn {
         unreachable!("not an x86-64 processor")
     }
 }

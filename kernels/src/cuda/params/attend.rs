@@ -1,4 +1,4 @@
-//! `kernels/cu/attend_mma.cu` and `attend_sm90.cu`: attention over a work list; what a launch of each needs.
+//! `kernels/cu/attend_mma.cuh` and `attend_sm90.cuh`: attention over a work list; what a launch of each needs.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -69,7 +69,7 @@ pub struct AttendArgs {
 #[repr(C)]
 pub struct AttendMmaParams {
     pub args: AttendArgs,
-    /// K of this layer in page 0, head 0; strides in elements, a token is `head_dim` of them.
+    /// K of this layer in page 0, head 0, bf16 or e4m3; strides in elements, a token is `head_dim` of them.
     pub kv: DevicePtr,
     pub page_stride: u64,
     /// From K to V.
@@ -90,6 +90,20 @@ pub struct AttendSm90Params {
     pub pages: u32,
     /// To a multiple of the map's alignment.
     pub pad: [u32; 3],
+}
+
+/// Over pages of e4m3.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct AttendSm90E4m3Params {
+    /// Its map is of bytes in pairs, dimension and box `head_dim / 2` wide, without a swizzle.
+    pub at: AttendSm90Params,
+    /// Of page 0, layer 0, K, head 0: behind the values of the block.
+    pub exponents: DevicePtr,
+    pub page_bytes: u64,
+    /// Of a head's keys or values of one page and layer.
+    pub block_bytes: u64,
+    pub pad: [u64; 5],
 }
 
 /// One of the kernels, as it must be launched.
@@ -128,6 +142,22 @@ impl AttendKernel {
         Some(AttendKernel { name, block, smem: (slots + 1) * 64 * padded * 2 + 256, rows_max: 64 })
     }
 
+    /// The same over pages of e4m3; `None` if the head dimension is not a multiple of 16 up to 256.
+    pub fn mma_e4m3(head_dim: usize) -> Option<AttendKernel> {
+        if !head_dim.is_multiple_of(16) {
+            return None;
+        }
+        let of_bf16 = Self::mma(head_dim)?;
+        let (name, padded, slots) = match head_dim {
+            1..=64 => ("quire_attend_mma_e4m3_d64", 64, 8),
+            65..=128 => ("quire_attend_mma_e4m3_d128", 128, 8),
+            _ => ("quire_attend_mma_e4m3_d256", 256, 4),
+        };
+        // Slots of 64 keys and their exponents, and q.
+        let smem = slots * 64 * (padded + 1) + 64 * padded * 2 + 256;
+        Some(AttendKernel { name, smem, ..of_bf16 })
+    }
+
     /// By TMA and wgmma; `None` for head dimensions that it has not.
     pub fn sm90(head_dim: usize, width: AttendWidth) -> Option<AttendKernel> {
         let (name, slots) = match (head_dim, width) {
@@ -142,7 +172,25 @@ impl AttendKernel {
         Some(AttendKernel { name, block: 128 * (groups + 1), smem, rows_max: 64 * groups })
     }
 
-    /// `params` is [`AttendMmaParams`] or [`AttendSm90Params`], as the kernel asks; `items_max` may exceed the
+    /// The same over pages of e4m3.
+    pub fn sm90_e4m3(head_dim: usize, width: AttendWidth) -> Option<AttendKernel> {
+        let name = match (head_dim, width) {
+            (64, AttendWidth::Narrow) => "quire_attend_e4m3_sm90_d64_x1",
+            (64, AttendWidth::Wide) => "quire_attend_e4m3_sm90_d64_x2",
+            (128, AttendWidth::Narrow) => "quire_attend_e4m3_sm90_d128_x1",
+            (128, AttendWidth::Wide) => "quire_attend_e4m3_sm90_d128_x2",
+            _ => return None,
+        };
+        // Half as many slots, and stages in the place of the others.
+        Self::sm90(head_dim, width).map(|of_bf16| AttendKernel { name, ..of_bf16 })
+    }
+
+    /// True for the kernels of sm_90, which read pages through a tensor map.
+    pub fn takes_map(&self) -> bool {
+        self.name.contains("_sm90_")
+    }
+
+    /// `params` is [`AttendMmaParams`], [`AttendSm90Params`] or [`AttendSm90E4m3Params`], as the kernel asks; `items_max` may exceed the
     /// live items.
     pub fn launch<'a, P: Pod>(&self, items_max: u32, kv_heads: u32, params: &'a P) -> Launch<'a> {
         Launch {

@@ -24,7 +24,7 @@ pub struct RopeStoreParams {
     /// f32 `[head_dim]` or null.
     pub q_norm: DevicePtr,
     pub k_norm: DevicePtr,
-    /// K of page 0 in this layer.
+    /// K of page 0 in this layer; bf16 or e4m3, as the kernel says.
     pub kv: DevicePtr,
     pub page_stride: u64,
     /// From K to V.
@@ -50,29 +50,15 @@ pub fn lanes(head_dim: u32) -> u32 {
 }
 
 impl RopeStoreParams {
+    /// Into pages of bf16.
     pub fn launch(&self, rows_max: u32) -> Launch<'_> {
         let heads = self.heads + 2 * self.kv_heads;
         let block_heads = ITEMS * BLOCK / self.lanes;
         super::launch("quire_rope_store", [rows_max, heads.div_ceil(block_heads), 1], BLOCK, self)
     }
-}
 
-/// The same into a pool of e4m3: `at.kv` and the strides count 8-bit values.
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-#[repr(C)]
-pub struct RopeStoreE4m3Params {
-    pub at: RopeStoreParams,
-    /// Multiplies k before it is rounded; who reads divides.
-    pub k_scale: f32,
-    pub v_scale: f32,
-}
-
-impl RopeStoreE4m3Params {
-    pub fn launch(&self, rows_max: u32) -> Launch<'_> {
-        Launch {
-            kernel: "quire_rope_store_e4m3",
-            params: bytemuck::bytes_of(self),
-            ..self.at.launch(rows_max)
-        }
+    /// Into pages of e4m3: heads have a multiple of 16 dimensions, and strides count bytes.
+    pub fn launch_e4m3(&self, rows_max: u32) -> Launch<'_> {
+        Launch { kernel: "quire_rope_store_e4m3", ..self.launch(rows_max) }
     }
 }
