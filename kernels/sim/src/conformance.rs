@@ -305,7 +305,7 @@ fn floats(n: usize) -> Vec<u32> {
 /// Every e4m3 number in both places, with scales that differ: 0, the least and the largest that runs have, infinity.
 fn e4m3_scales() -> Vec<u32> {
     let scales = [0u32, 0x7f80, 147 << 7, 254 << 7, 247 << 7, 240 << 7];
-    let word = |i: u32| i % 256 << 8 | (255 - i % 256) << 24 | mixed(i as usize) & 0x00ff_00ff;
+    let word = |i: u32| (i % 256) << 8 | (255 - i % 256) << 24 | mixed(i as usize) & 0x00ff_00ff;
     let scale = |i: u32| scales[i as usize % 6] | scales[(i as usize / 6 + i as usize / 256) % 6] << 16;
     (0..512).flat_map(|i| [word(i), scale(i)]).collect()
 }
