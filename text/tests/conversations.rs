@@ -8,7 +8,7 @@ use quire_text::{AddSpecials, ChatPrompt, Encoder, Prompter, Rendered, Text, Tur
 use serde_json::{Map, Value, json};
 
 use crate::parity::loaded;
-use crate::trained::{CORPUS, SPLITS, byte_level, shapes};
+use crate::trained::{CORPUS, SPLITS, byte_level, floor_char, shapes};
 
 static TEXTS: LazyLock<Vec<(String, Arc<Text>)>> = LazyLock::new(|| {
     let mut texts: Vec<_> =
@@ -23,8 +23,8 @@ static TEXTS: LazyLock<Vec<(String, Arc<Text>)>> = LazyLock::new(|| {
 /// Messages long enough to be kept, from a small stock, so that they come again.
 fn message() -> impl Strategy<Value = String> {
     let stock = (0usize..6, 0usize..3).prop_map(|(at, size)| {
-        let start = CORPUS.floor_char_boundary(at * 700);
-        CORPUS[start..CORPUS.floor_char_boundary(start + [20, 300, 2000][size])].to_owned()
+        let start = floor_char(&CORPUS, at * 700);
+        CORPUS[start..floor_char(&CORPUS, start + [20, 300, 2000][size])].to_owned()
     });
     prop_oneof![6 => stock, 1 => Just("<|im_end|> \n <|im_start|>".to_owned()), 1 => "\\PC{0,300}"]
 }
@@ -61,7 +61,7 @@ proptest! {
 fn the_next_turn_tokenizes_only_what_is_new() {
     let text = Arc::new(loaded(&byte_level(SPLITS[2].1)));
     let prompter = Prompter::from_text(text, Bytes(1 << 20));
-    let long = |at: usize| CORPUS[CORPUS.floor_char_boundary(at)..].chars().take(1000).collect::<String>();
+    let long = |at: usize| CORPUS[floor_char(&CORPUS, at)..].chars().take(1000).collect::<String>();
     let mut talk = vec![long(0), long(3000)];
     prompter.tokens(&Rendered::plain(chatml(&talk))).unwrap();
     let first = prompter.cache_stats();

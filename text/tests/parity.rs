@@ -8,7 +8,7 @@ use quire_text::{AddSpecials, Encoder, Text};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use crate::trained::{CONTROLS, CORPUS, SPLITS, byte_level, shapes};
+use crate::trained::{CONTROLS, CORPUS, SPLITS, byte_level, floor_char, shapes};
 
 pub fn loaded(json: &Value) -> Text {
     let dir = tempfile::tempdir().unwrap();
@@ -45,8 +45,8 @@ fn every_shape_is_encoded_by_our_own() {
 fn piece() -> impl Strategy<Value = String> {
     let control = (0..CONTROLS.len()).prop_map(|at| CONTROLS[at].to_owned());
     let slice = (0..CORPUS.len(), 0usize..200).prop_map(|(at, length)| {
-        let at = CORPUS.floor_char_boundary(at);
-        CORPUS[at..CORPUS.floor_char_boundary(at + length)].to_owned()
+        let at = floor_char(&CORPUS, at);
+        CORPUS[at..floor_char(&CORPUS, at + length)].to_owned()
     });
     // What is left of bytes that were no UTF-8.
     let broken = prop::collection::vec(any::<u8>(), 0..12)

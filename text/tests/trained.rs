@@ -190,3 +190,8 @@ fn begin_of_sequence(json: &Value, content: &str) -> Value {
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {content: {"id": content, "ids": [id], "tokens": [content]}}})
 }
+
+/// The nearest place at or before `at` where a character begins.
+pub fn floor_char(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
