@@ -33,7 +33,7 @@ fn model(rng: &mut SplitMix, dims: &[usize]) -> Model {
 
 /// Pages of bf16 and of e4m3 by turns.
 fn kind(case: usize) -> KvType {
-    if case % 2 == 0 { KvType::Bf16 } else { KvType::E4m3 }
+    if case.is_multiple_of(2) { KvType::Bf16 } else { KvType::E4m3 }
 }
 
 /// Lengths around every boundary that the kernels know, and some between.

@@ -32,7 +32,7 @@ impl Said {
 
 impl Heard for Said {
     fn load(&self, _: Seat, load: &LoadRecord) {
-        self.loads.lock().unwrap().push(load.clone());
+        self.loads.lock().unwrap().push(*load);
     }
     fn state(&self, _: Seat, state: State) {
         self.states.lock().unwrap().push(state);
