@@ -32,6 +32,8 @@ class Load:
             prompt = [draw.randrange(1, 1000)] * draw.choice([16, 64, 256]) + [draw.randrange(1, 1000) for _ in range(16)]
             is_stream = draw.random() < 0.5
             body = {"model": "sim", "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "stream": is_stream}
+            if is_stream:
+                body["stream_options"] = {"include_usage": True}
             try:
                 status, text, _ = ask(self.url, body=body, timeout=60)
                 outcome = self.judge(status, text.decode(), is_stream)
@@ -47,7 +49,8 @@ class Load:
         if status == 200 and is_stream:
             events = [e for e in text.split("\n\n") if e]
             if events[-1] == "data: [DONE]":
-                return "answered" if len(events) > TOKENS else f"wrong: {len(events)} events"
+                generated = json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"]
+                return "answered" if generated == TOKENS else f"wrong: {generated} tokens in a stream"
             error = json.loads(events[-1].split("data: ", 1)[1]).get("error", {})
             return error["code"] if error.get("code") in TYPED else f"wrong: ends with {events[-1]}"
         if status == 200:

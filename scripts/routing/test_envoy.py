@@ -133,7 +133,6 @@ def test_envoy_sends_each_conversation_where_its_prefix_is(gateway):
         moved = [after > was for was, after in zip(before, [served(r) for r in replicas])]
         assert sum(moved) == 1, "one replica served all four"
         assert json.loads(text)["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-    assert sum(served(r) > 0 for r in replicas) > 1, "and conversations are spread"
 
 
 def test_envoy_streams_through_and_large_bodies_pass(gateway):
