@@ -151,7 +151,14 @@ impl Watch {
 
     fn failed(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
-        if self.is_down || self.failures < self.router.config.health_failures {
+        if self.failures < self.router.config.health_failures {
+            return;
+        }
+        if self.is_down {
+            // Said once: it may not have been started yet.
+            if self.failures == self.router.config.health_failures {
+                tracing::warn!(replica = %self.address, why, "cannot be reached");
+            }
             return;
         }
         self.is_down = true;
