@@ -346,6 +346,23 @@ async fn with_keys_of_its_own_the_router_decides_and_shows_replicas_its_own() {
     assert!(decided["decision"]["scores"][0]["total_ms"].is_number(), "{decided}");
 }
 
+/// A tenant's key is its namespace: a router that only needs a key for itself must not speak with it for others.
+#[tokio::test]
+async fn without_keys_of_its_own_a_clients_key_reaches_the_replica_whatever_the_router_has_for_itself() {
+    let mock = Mock::start(FINE).await;
+    let under =
+        Under::with(&[&mock], Config { replica_key: Some("inner".into()), ..Config::default() }).await;
+    let mut tenants = request(Method::POST, "/v1/chat/completions", &chat("x"));
+    tenants.headers_mut().insert("authorization", "Bearer acme".parse().unwrap());
+    assert_eq!(under.send(tenants).await.status, 200);
+    assert_eq!(mock.heard().pop().unwrap().headers["authorization"], "Bearer acme");
+    under.chat("x").await;
+    assert!(
+        !mock.heard().pop().unwrap().headers.contains_key("authorization"),
+        "nor for those without a key"
+    );
+}
+
 #[tokio::test]
 async fn the_router_counts_what_it_did() {
     let mock = Mock::start(FINE).await;

@@ -115,7 +115,7 @@ pub struct RouteFlags {
         help_heading = "Routing"
     )]
     pub policy: PolicyName,
-    /// Key that the replicas are shown instead of the client's
+    /// Key for probes and events; with an --api-key also what replicas are shown instead of the client's
     #[arg(
         long,
         value_name = "KEY",

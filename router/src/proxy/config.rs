@@ -15,7 +15,7 @@ pub struct Config {
     pub keys: Vec<String>,
     /// Keys that may look at and operate the router; empty: any key may.
     pub admin_keys: Vec<String>,
-    /// What replicas are shown instead of a client's key, and for probes.
+    /// For probes and events; and instead of a client's key, where the router has keys of its own.
     pub replica_key: Option<String>,
     /// To a replica.
     pub connect_timeout: Duration,

@@ -22,6 +22,7 @@ use web::{KeyDigest, bearer};
 
 use super::body::{AnswerBody, Watched};
 use super::exact::Named;
+use super::gate::API_KEY_HEADER;
 use super::refusal::{Reason, Refusal};
 use super::router::Router;
 use super::sniff::{Face, Sniffed};
@@ -209,12 +210,13 @@ fn upstream_headers(router: &Router, mut headers: HeaderMap) -> HeaderMap {
     for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
         headers.remove(name);
     }
+    // Else the client's own key goes on: it says whose namespace the request is in.
     if router.gate.is_own() {
         headers.remove(header::AUTHORIZATION);
-        headers.remove("x-api-key");
-    }
-    if let Some(key) = &router.replica_key {
-        headers.insert(header::AUTHORIZATION, key.clone());
+        headers.remove(API_KEY_HEADER);
+        if let Some(key) = &router.replica_key {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
     }
     headers
 }

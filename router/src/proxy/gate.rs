@@ -11,6 +11,9 @@ use super::config::Config;
 use super::refusal::{Reason, Refusal};
 use crate::admission::Tenant;
 
+/// Where Anthropic's clients put their key.
+pub const API_KEY_HEADER: &str = "x-api-key";
+
 /// The router's keys.
 pub struct Gate {
     keys: Vec<KeyDigest>,
@@ -30,7 +33,7 @@ impl Gate {
 
     /// A client's request.
     pub fn client(&self, headers: &HeaderMap) -> Result<Tenant, Refusal> {
-        let given = bearer(headers).map(KeyDigest::of);
+        let given = given_key(headers).map(KeyDigest::of);
         let tenant = Tenant(given.as_ref().map_or(0, KeyDigest::low64));
         match given {
             _ if !self.is_own() => Ok(tenant),
@@ -45,12 +48,17 @@ impl Gate {
         if self.operators.is_empty() {
             return self.client(headers).map(drop);
         }
-        match bearer(headers).map(KeyDigest::of) {
+        match given_key(headers).map(KeyDigest::of) {
             Some(given) if knows(&self.operators, &given) => Ok(()),
             Some(_) => Err(Refusal::new(Reason::Forbidden, "this key may not operate the router")),
             None => Err(unauthorized("an operator's key is needed: Authorization: Bearer KEY")),
         }
     }
+}
+
+/// As OpenAI's clients send it, or as Anthropic's do.
+fn given_key(headers: &HeaderMap) -> Option<&str> {
+    bearer(headers).or_else(|| headers.get(API_KEY_HEADER)?.to_str().ok())
 }
 
 /// Compares with all, whichever matches.
@@ -97,5 +105,8 @@ mod tests {
         assert_eq!(refused(gate.client(&HeaderMap::new())), Reason::InvalidApiKey);
         assert_eq!(gate.operator(&with("one")).unwrap_err().reason, Reason::Forbidden);
         assert!(gate.operator(&with("root")).is_ok());
+        let mut anthropic = HeaderMap::new();
+        anthropic.insert(API_KEY_HEADER, "two".parse().unwrap());
+        assert_eq!(gate.client(&anthropic).unwrap(), gate.client(&with("two")).unwrap());
     }
 }

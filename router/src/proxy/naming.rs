@@ -24,11 +24,13 @@ impl Naming {
     pub async fn join(&self, asking: Arc<Asking>) -> Result<(), NotExact> {
         let _alone = self.joining.lock().await;
         let channel = asking.channel().await?;
-        match self.exact.load_full() {
-            Some(exact) => exact.agrees(&channel).await?,
-            None => self.exact.store(Some(Arc::new(Exact::learn(&channel).await?))),
-        }
+        let exact = match self.exact.load_full() {
+            Some(exact) => exact.agrees(&channel).await.map(|()| exact)?,
+            None => Arc::new(Exact::learn(&channel).await?),
+        };
+        // First the replica, then what it said: who leaves meanwhile must not take that for nobody's.
         self.asking_mut().push(asking);
+        self.exact.store(Some(exact));
         Ok(())
     }
 

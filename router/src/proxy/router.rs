@@ -47,7 +47,7 @@ pub struct Router {
     pub pools: Pools,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
-    /// `Bearer KEY`, as replicas are shown it.
+    /// `Bearer KEY`, for probes, and for requests where the router has keys of its own.
     pub replica_key: Option<HeaderValue>,
     pub version: String,
     is_draining: AtomicBool,
@@ -115,10 +115,9 @@ impl Router {
 
     /// The credential that a replica sees for a client's.
     pub fn seen_by_replicas<'a>(&'a self, credential: &'a str) -> &'a str {
-        match &self.config.replica_key {
-            Some(key) => key,
-            None if self.gate.is_own() => "",
-            None => credential,
+        match self.gate.is_own() {
+            true => self.config.replica_key.as_deref().unwrap_or_default(),
+            false => credential,
         }
     }
 
